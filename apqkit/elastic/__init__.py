@@ -1,0 +1,1 @@
+"""Sliceable layers and the supernet that is made of them."""

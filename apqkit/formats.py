@@ -1,0 +1,134 @@
+"""Number formats as data: how many bits, which values. Imports no torch.
+
+A candidate names a format by width and family (``int4``). Where the tensor cannot be negative,
+such as after a ReLU, the same pick uses the unsigned twin (``uint4``).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from apqkit.registry import lookup
+
+__all__ = ["FORMATS", "NumberFormat", "format_code", "format_named", "format_of_code"]
+
+Family = Literal["int", "float", "mx"]
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """One number format.
+
+    Attributes:
+        name: The name used in TOML, tables, code and reports.
+        family: ``int`` (integer levels times a scale), ``float`` (minifloat times a scale) or
+            ``mx`` (minifloat blocks that share a power-of-two scale).
+        bits: Storage bits a value.
+        signed: False for the unsigned integers.
+        exponent_bits: Exponent field of a float; 0 for integers.
+        max_value: Largest finite value before scaling (for integers the highest level).
+        special_values: Which non-finite values the format can hold: any of "inf", "nan".
+        block_size: Values that share one scale along the reduction axis; 0 when scales are given
+            per tensor or per channel.
+        scale_format: How a scale is stored: ``fp32``, or ``e8m0`` for powers of two.
+    """
+
+    name: str
+    family: Family
+    bits: int
+    signed: bool = True
+    exponent_bits: int = 0
+    max_value: float = 0.0
+    special_values: tuple[str, ...] = ()
+    block_size: int = 0
+    scale_format: str = "fp32"
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Stored mantissa bits of a float; 0 for integers."""
+        return self.bits - 1 - self.exponent_bits if self.family == "float" else 0
+
+    @property
+    def min_exponent(self) -> int:
+        """Exponent of the smallest normal value of a float."""
+        return 2 - 2 ** (self.exponent_bits - 1)
+
+    @property
+    def lowest_level(self) -> int:
+        """Lowest integer level in full range: -2^(b-1) when signed, else 0."""
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def highest_level(self) -> int:
+        """Highest integer level: 2^(b-1) - 1 when signed, else 2^b - 1."""
+        return int(2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1)
+
+    @property
+    def is_fp32(self) -> bool:
+        """True if tensors in this format are left alone."""
+        return self.family == "float" and self.bits == 32
+
+    def for_sign(self, *, signed: bool) -> "NumberFormat":
+        """Returns the format a tensor uses: the unsigned twin of an integer where it helps."""
+        if self.family != "int" or self.signed == signed:
+            return self
+        return FORMATS[self.name.removeprefix("u") if signed else f"u{self.name}"]
+
+
+def _integers(widths: Iterable[int]) -> list[NumberFormat]:
+    signed = [NumberFormat(f"int{b}", "int", b, max_value=2.0 ** (b - 1) - 1) for b in widths]
+    unsigned = [
+        NumberFormat(f"uint{b}", "int", b, signed=False, max_value=2.0**b - 1) for b in widths
+    ]
+    return signed + unsigned
+
+
+def _by_name(formats: Iterable[NumberFormat]) -> dict[str, NumberFormat]:
+    return {each.name: each for each in formats}
+
+
+FORMATS: dict[str, NumberFormat] = _by_name(
+    [
+        NumberFormat(
+            "fp32",
+            "float",
+            32,
+            exponent_bits=8,
+            max_value=3.4028234663852886e38,
+            special_values=("inf", "nan"),
+        ),
+        *_integers(range(2, 9)),
+        NumberFormat(
+            "fp8_e4m3", "float", 8, exponent_bits=4, max_value=448.0, special_values=("nan",)
+        ),
+        NumberFormat(
+            "fp8_e5m2",
+            "float",
+            8,
+            exponent_bits=5,
+            max_value=57344.0,
+            special_values=("inf", "nan"),
+        ),
+        NumberFormat("fp4_e2m1", "float", 4, exponent_bits=2, max_value=6.0),
+    ]
+)
+"""Every known format by name. A plug-in adds to this dict."""
+
+
+def format_named(name: str) -> NumberFormat:
+    """Returns the format of that name.
+
+    Raises:
+        UnknownNameError: There is none; the text lists those that exist.
+    """
+    return lookup(FORMATS, name, "format")
+
+
+def format_code(name: str) -> int:
+    """Returns the small integer that stands for a format in a network table."""
+    return list(FORMATS).index(format_named(name).name)
+
+
+def format_of_code(code: int) -> NumberFormat:
+    """Returns the format that a network table's integer stands for."""
+    return list(FORMATS.values())[code]

@@ -1,0 +1,1 @@
+"""Quantizers, ranges and quantized layers."""

@@ -1,0 +1,1 @@
+"""Search spaces: dims, canonical form, network tables."""

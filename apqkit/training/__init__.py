@@ -1,0 +1,1 @@
+"""Training and evaluation: one loop each, and the recipes that use them."""

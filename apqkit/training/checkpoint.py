@@ -1,0 +1,85 @@
+"""Weights and optimiser state on disk: one safetensors file, written whole or not at all."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from apqkit.errors import RunError
+from apqkit.run import write_atomically
+
+__all__ = [
+    "load_tensors",
+    "load_weights",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "save_tensors",
+]
+
+_META_KEY = "apqkit"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON header in one atomic step."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(plain, metadata={_META_KEY: json.dumps(dict(meta))}))
+
+
+def load_tensors(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`save_tensors` wrote.
+
+    Args:
+        path: The file.
+        cure: What to do about a damaged file, for the message.
+
+    Raises:
+        RunError: The file is truncated, or no file of apqkit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})[_META_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError, struct.error):
+        raise RunError(f"{path} is truncated or was not written by apqkit; {cure}") from None
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Puts weights into a model.
+
+    Raises:
+        RunError: Names or shapes are not those of the model.
+    """
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise RunError(f"{where} does not belong to this network: it has no {name}")
+        if tensors[name].shape != tensor.shape:
+            raise RunError(
+                f"{where} does not belong to this network: {name} must have shape "
+                f"{tuple(tensor.shape)}, got {tuple(tensors[name].shape)}"
+            )
+    model.load_state_dict({name: tensors[name] for name in own})
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the optimiser's state, each tensor named by its parameter."""
+    return {
+        f"{name}|{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts back what :func:`optimizer_tensors` returned."""
+    for name, parameter in model.named_parameters():
+        keys = {key.partition("|")[2]: key for key in tensors if key.startswith(f"{name}|")}
+        optimizer.state[parameter] = {key: tensors[full].clone() for key, full in keys.items()}

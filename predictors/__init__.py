@@ -1,0 +1,1 @@
+"""predictors: accuracy predictors, transfer, ranking metrics and zero-cost proxies."""
