@@ -1,9 +1,50 @@
-"""The run directory: manifest, fingerprints, lock, atomic writes."""
+"""The run directory: manifest, stage fingerprints, lock, atomic writes.
 
+A stage is done when the manifest says so with the inputs at hand: its part of the configuration,
+the fingerprints of the stages before it and a schema number. Anything else is never reused and
+never overwritten; the message names the difference and the flag that resolves it.
+"""
+
+import fcntl
+import hashlib
+import json
 import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_atomically"]
+from apqkit.errors import RunError
+
+__all__ = [
+    "RunDirectory",
+    "StageRecord",
+    "append_line",
+    "fingerprint_of",
+    "read_lines",
+    "write_atomically",
+    "write_json",
+]
+
+_MANIFEST = "manifest.json"
+_LOCK = ".lock"
+_LOG = "log.txt"
+_SCHEMA = 1
+_VERSIONED = (
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "xgboost",
+    "optuna",
+    "pandas",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -16,3 +57,284 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON in one atomic step, two spaces of indent."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends one JSON line and flushes it to disk: a kill loses one line at most."""
+    with path.open("ab") as file:
+        file.write(json.dumps(value).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, cure: str) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last line that a kill cut short is dropped from the file.
+
+    Args:
+        path: The file; one that does not exist has no lines.
+        cure: What to do about a damaged file, for the message.
+
+    Raises:
+        RunError: A whole line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole, newline, rest = content.rpartition(b"\n")
+    if rest:
+        write_atomically(path, whole + newline)
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise RunError(f"{path} is damaged in line {number}; {cure}")
+        rows.append(row)
+    return rows
+
+
+def fingerprint_of(inputs: Mapping[str, Any]) -> str:
+    """Returns a short hash of plain JSON values."""
+    text = json.dumps(inputs, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What the manifest keeps of a stage.
+
+    Attributes:
+        inputs: Everything that the stage depends on, by dotted name.
+        status: "running" or "done".
+        seconds: Time it took, over all resumed parts.
+        files: SHA-256 of every file it left, by path inside the run.
+    """
+
+    inputs: dict[str, Any]
+    status: str = "running"
+    seconds: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the inputs."""
+        return fingerprint_of(self.inputs)
+
+
+class RunDirectory:
+    """One run on disk, locked against a second process while it is open.
+
+    Open one with :meth:`opened`.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._manifest: dict[str, Any] = self._read_manifest()
+        self._started = time.monotonic()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path, *, create: bool) -> Iterator["RunDirectory"]:
+        """Yields the run while this process holds its lock.
+
+        Args:
+            path: The directory.
+            create: Make it where it does not exist; else it must be a run.
+
+        Raises:
+            RunError: The directory cannot be written, belongs to something else, is damaged, or
+                another process holds its lock.
+        """
+        _prepare(path, create=create)
+        with _locked(path):
+            yield cls(path)
+
+    @property
+    def stages(self) -> dict[str, StageRecord]:
+        """Records of the stages that have been begun, by name."""
+        return {name: StageRecord(**each) for name, each in self._manifest["stages"].items()}
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """Choices that rest on timings: made once, then read back."""
+        return dict(self._manifest["decisions"])
+
+    def decide(self, name: str, value: Any) -> Any:
+        """Returns the decision of that name, recording ``value`` if there is none yet."""
+        if name not in self._manifest["decisions"]:
+            self._manifest["decisions"][name] = value
+            self._write_manifest()
+        return self._manifest["decisions"][name]
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts about the whole run (seed, device, ...) to the manifest."""
+        self._manifest["facts"] = {**self._manifest.get("facts", {}), **facts}
+        self._write_manifest()
+
+    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Returns whether a stage is finished with exactly these inputs and intact files.
+
+        Raises:
+            RunError: It was begun with other inputs, or its files are missing or changed.
+        """
+        record = self.stages.get(stage)
+        if record is None:
+            return False
+        self._refuse_changes(stage, record, inputs)
+        if record.status != "done":
+            return False
+        for name, digest in record.files.items():
+            if _digest(self.path / name) != digest:
+                raise RunError(
+                    f"{self.path / name} is missing, truncated or edited since stage {stage} "
+                    f"wrote it; use --redo {stage} to make it again"
+                )
+        return True
+
+    def begin(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+        """Records that a stage runs and returns its directory."""
+        record = self.stages.get(stage)
+        self._put(stage, record or StageRecord(dict(inputs)))
+        self._started = time.monotonic()
+        folder = self.path / stage
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def finish(self, stage: str, files: Sequence[Path]) -> None:
+        """Records that a stage is done and what it left."""
+        record = self.stages[stage]
+        digests = {str(each.relative_to(self.path)): _digest(each) or "" for each in sorted(files)}
+        seconds = record.seconds + time.monotonic() - self._started
+        self._put(stage, StageRecord(record.inputs, "done", round(seconds, 2), digests))
+
+    def redo(self, stages: Sequence[str]) -> None:
+        """Forgets stages and deletes what they left."""
+        for stage in stages:
+            self._manifest["stages"].pop(stage, None)
+            self._write_manifest()
+            shutil.rmtree(self.path / stage, ignore_errors=True)
+
+    def log(self, text: str) -> None:
+        """Appends a line with the time to log.txt."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with (self.path / _LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def _refuse_changes(self, stage: str, record: StageRecord, inputs: Mapping[str, Any]) -> None:
+        for name in sorted({*record.inputs, *inputs}):
+            before, now = record.inputs.get(name), inputs.get(name)
+            if before != now:
+                raise RunError(
+                    f"{self.path} was made with {name} = {before!r}, now {now!r} (stage {stage}): "
+                    f"use --redo {stage} to make it and what follows again, or another --out"
+                )
+
+    def _put(self, stage: str, record: StageRecord) -> None:
+        self._manifest["stages"][stage] = asdict(record)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_json(self.path / _MANIFEST, self._manifest)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.path / _MANIFEST
+        if not path.exists():
+            return {
+                "schema": _SCHEMA,
+                "versions": _versions(),
+                "machine": _machine(),
+                "facts": {},
+                "decisions": {},
+                "stages": {},
+            }
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            known = manifest["schema"] == _SCHEMA and isinstance(manifest["stages"], dict)
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path} is damaged; use another --out or delete the run") from None
+        if not known:
+            raise RunError(
+                f"{path} has schema {manifest['schema']}, this version reads {_SCHEMA}: "
+                f"use another --out"
+            )
+        return dict(manifest)
+
+
+def _prepare(path: Path, *, create: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; a run needs a directory")
+    if not path.exists() and not create:
+        raise RunError(f"{path} is no run directory: it does not exist")
+    is_run = (path / _MANIFEST).exists()
+    contents = {each.name for each in path.iterdir()} - {_LOCK} if path.exists() else set()
+    if contents and not is_run and contents != {f".{_MANIFEST}.tmp"}:
+        raise RunError(
+            f"{path} is not empty and holds no run of apqkit (it has {sorted(contents)[0]!r}): "
+            f"use another --out"
+        )
+    if not contents and not create:
+        raise RunError(f"{path} is no run directory: it is empty")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _LOCK).touch()
+    except OSError as fault:
+        raise RunError(f"{path} cannot be written: {fault.strerror}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with (path / _LOCK).open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = file.read().strip() or "another process"
+            raise RunError(
+                f"{path} is in use by {holder}; wait for it or use another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    names = ("apqkit", *_VERSIONED)
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return {"python": platform.python_version(), **found}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+    }
+
+
+def processor_name() -> str:
+    """Returns the processor's model name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

@@ -182,14 +182,19 @@ class LayerTable:
             )
         return signed & self.active
 
+    def with_formats(self, weights: str | None, activations: str | None) -> "LayerTable":
+        """Returns the same networks with one format throughout; None leaves formats alone."""
+        changed = {}
+        for column, name in (("weight_format", weights), ("activation_format", activations)):
+            if name is not None:
+                codes = getattr(self, column)
+                replaced = (codes >= 0) & (self.op != _INPUT)
+                changed[column] = np.where(replaced, format_code(name), codes)
+        return replace(self, **changed)
+
     def in_fp32(self) -> "LayerTable":
         """Returns the same networks with every format fp32."""
-        fp32 = format_code("fp32")
-        return replace(
-            self,
-            weight_format=np.where(self.weight_format >= 0, fp32, -1),
-            activation_format=np.where(self.activation_format >= 0, fp32, -1),
-        )
+        return self.with_formats("fp32", "fp32")
 
     def take(self, candidates: IntArray | slice) -> "LayerTable":
         """Returns the table of the candidates chosen by index."""
@@ -287,6 +292,7 @@ class Sample:
         picks: Active dims by value; architecture and pruning only for fp32.
         accuracy: Fraction of validation images classified rightly.
         parts: The same over parts of the images, such as plain and corrupted.
+        formats: For each layer its weight format and that of its input.
         correct: Hexadecimal bit mask over the validation images, most significant bit first.
         origin: Which rule proposed it.
         seed: Seed of the draw.
@@ -297,6 +303,7 @@ class Sample:
     picks: Mapping[str, Choice]
     accuracy: float
     parts: Mapping[str, float]
+    formats: Mapping[str, str]
     correct: str
     origin: str
     seed: int

@@ -1,7 +1,7 @@
 """The one pass over images that freezes ranges, statistics and weights of quantized layers."""
 
-from torch import Tensor, nn
 import torch
+from torch import Tensor, nn
 
 from apqkit.errors import CalibrationError
 from apqkit.quant.layers import ActivationQuantizer, QuantLayer

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +17,7 @@ from apqkit.data import Splits
 from apqkit.spaces.base import largest_picks, smallest_picks
 from apqkit.spaces.draws import draw_uniform, draw_uniform_formats
 from apqkit.training.loop import Accumulate, Checkpoint, Epoch, Recipe, train
-from apqkit.types import Layer, LayerTable, Space, Supernet
-
-from apqkit.types import Progress
+from apqkit.types import Layer, LayerTable, Progress, Space, Supernet
 
 __all__ = ["train_supernet"]
 

@@ -1,0 +1,1 @@
+"""Frozen networks as runnable ONNX, and the check that they compute what was measured."""

@@ -1,0 +1,165 @@
+"""Whether an exported model computes what was measured, and how fast it runs here."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from apqkit.data import ImageSet
+from apqkit.errors import ExportError
+from apqkit.export.onnx_model import INPUT_NAME
+
+__all__ = ["FLOAT8_NOTE", "Latency", "check_model", "onnx_logits", "time_models"]
+
+FLOAT8_NOTE = (
+    "fp8 is emulated: load with graph optimisation at most basic and session.disable_quant_qdq=1 "
+    "(ONNX Runtime's extended optimisations change the results); its time is not that of fp8 hardware"
+)
+"""What a user of a model with fp8 must know; it also stands in the file's metadata."""
+
+_BATCH = 256
+_WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured time of one run of a model.
+
+    Attributes:
+        median_ms: Median.
+        p10_ms: 10 % quantile.
+        p90_ms: 90 % quantile.
+        runs: Runs that were counted.
+        note: What keeps the figure from being comparable, or "".
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    note: str = ""
+
+
+def check_model(path: Path, model: nn.Module, images: ImageSet) -> dict[str, Any]:
+    """Compares an ONNX file with the torch model it was made from, on real images.
+
+    Args:
+        path: The file.
+        model: Frozen.
+        images: What both are run on.
+
+    Returns:
+        Largest difference and agreement of the classes, with the runtime's optimisation off (the
+        same arithmetic) and on (fused integer kernels), accuracies, file size, opset, types.
+
+    Raises:
+        ExportError: The runtime cannot load or run the file.
+    """
+    reference = _torch_logits(model, images)
+    labels = images.labels
+    proto = onnx.load(path)
+    report: dict[str, Any] = {
+        "images": len(images),
+        "torch_accuracy": float((reference.argmax(axis=1) == labels).mean()),
+        "file_kib": round(path.stat().st_size / 1024, 2),
+        "opset": proto.opset_import[0].version,
+        "constant_types": _constant_types(proto),
+        "note": _note(path),
+    }
+    for mode, optimised in (("unoptimised", False), ("optimised", True)):
+        logits = onnx_logits(path, images, optimised=optimised)
+        agree = logits.argmax(axis=1) == reference.argmax(axis=1)
+        report[mode] = {
+            "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+            "largest_difference": float(np.abs(logits - reference).max()),
+            "images_with_other_class": int((~agree).sum()),
+        }
+    return report
+
+
+def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.float32]:
+    """(n, classes) logits of an ONNX file in ONNX Runtime."""
+    session = _session(path, optimised=optimised)
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        batch = images.images(slice(start, start + _BATCH)).contiguous().numpy()
+        parts.append(session.run(None, {INPUT_NAME: np.ascontiguousarray(batch)})[0])
+    return np.concatenate(parts)
+
+
+def time_models(
+    paths: Sequence[Path], image_shape: tuple[int, int, int], *, batch: int, runs: int = 60
+) -> list[Latency]:
+    """Times models in ONNX Runtime: one thread, warm-up, one run of each in turn.
+
+    Args:
+        paths: ONNX files.
+        image_shape: (channels, height, width).
+        batch: Images a run.
+        runs: Counted runs of each.
+    """
+    sessions = [_session(path, optimised=True) for path in paths]
+    feed = np.random.default_rng(0).random((batch, *image_shape), dtype=np.float32)
+    seconds = np.zeros((len(paths), _WARM_UP + runs))
+    for run in range(_WARM_UP + runs):
+        for index, session in enumerate(sessions):
+            started = time.perf_counter()
+            session.run(None, {INPUT_NAME: feed})
+            seconds[index, run] = time.perf_counter() - started
+    counted = seconds[:, _WARM_UP:] * 1000.0
+    return [
+        Latency(*(float(np.quantile(row, q)) for q in (0.5, 0.1, 0.9)), runs, _note(path))
+        for row, path in zip(counted, paths, strict=True)
+    ]
+
+
+def _session(path: Path, *, optimised: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif _has_float8(path):
+        # ONNX Runtime 1.31 has no fused fp8 kernels: its extended optimisations fail to load such
+        # graphs or, worse, change what they compute. Basic ones without QDQ rewriting are exact.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as fault:  # noqa: BLE001 - the runtime has no common error class
+        reason = str(fault).splitlines()[0]
+        raise ExportError(f"ONNX Runtime cannot load {path}: {reason}") from None
+
+
+def _torch_logits(model: nn.Module, images: ImageSet) -> NDArray[np.float32]:
+    model.eval()
+    with torch.inference_mode():
+        parts = [
+            model(images.images(slice(start, start + _BATCH))).numpy()
+            for start in range(0, len(images), _BATCH)
+        ]
+    return np.concatenate(parts)
+
+
+def _constant_types(proto: onnx.ModelProto) -> Mapping[str, int]:
+    names = (onnx.TensorProto.DataType.Name(each.data_type) for each in proto.graph.initializer)
+    return dict(sorted(Counter(names).items()))
+
+
+def _has_float8(path: Path) -> bool:
+    return any("FLOAT8" in name for name in _constant_types(onnx.load(path)))
+
+
+def _note(path: Path) -> str:
+    return FLOAT8_NOTE if _has_float8(path) else ""

@@ -1,0 +1,162 @@
+"""Stage predictor: fp32 and transferred predictor, scored out of fold beside their baselines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apqkit.cost.network import NetworkCost
+from apqkit.pipeline.context import RunContext
+from apqkit.pipeline.proxies import ProxyColumns
+from apqkit.pipeline.ranking import (
+    Measured,
+    Ranking,
+    fit_base,
+    fp32_rows,
+    measured_samples,
+    mixed_rows,
+    proxies_pay,
+)
+from apqkit.pipeline.samples_stage import read_samples
+from apqkit.prediction import AccuracyModel, Rows, fit_mixed, score_rows
+from apqkit.run import write_json
+from apqkit.types import FloatArray, IntArray
+from predictors import kendall_tau, save_predictor
+
+__all__ = ["CURVE_FILE", "DECISION_FILE", "SCORES_FILE", "run_predictor_stage"]
+
+SCORES_FILE = "scores.json"
+CURVE_FILE = "learning_curve.json"
+DECISION_FILE = "proxies.json"
+_CURVE_SHARES = (0.25, 0.5)
+_CURVE_REPEATS = 3
+
+
+def run_predictor_stage(context: RunContext, folder: Path) -> None:
+    """Fits and scores the predictors and decides whether proxies help."""
+    with context.progress.task("predictor", 4) as advance:
+        base = fit_base(context)
+        advance(1)
+        mixed = measured_samples(context, "mixed")
+        proxies = ProxyColumns(context, context.config.predictor.proxies)
+        ranking = Ranking.fitted(
+            context, base, mixed, proxies, use_proxies=bool(context.config.predictor.proxies)
+        )
+        write_json(folder / DECISION_FILE, _decide_on_proxies(context, ranking, mixed))
+        advance(1)
+        write_json(folder / SCORES_FILE, _scores(context, ranking, mixed))
+        advance(1)
+        write_json(folder / CURVE_FILE, _learning_curve(context, base, mixed))
+        advance(1)
+    _save(context, folder, ranking, mixed)
+
+
+def _decide_on_proxies(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
+    if ranking.full is None:
+        return {"used": False, "proxies": [], "reason": "none are configured"}
+    pays, gain, error = proxies_pay(
+        mixed.accuracy, ranking.quick.out_of_fold, ranking.full.out_of_fold
+    )
+    columns = ranking.proxies.columns(mixed.picks)
+    names = ranking.proxies.names
+    taus = {name: kendall_tau(mixed.accuracy, columns[:, i]) for i, name in enumerate(names)}
+    verdict = "help" if pays else "are dropped"
+    reason = (
+        f"proxies {verdict}: they change the squared error out of fold by {-gain:+.5f} "
+        f"(standard error {error:.5f}, logit scale, {len(mixed.accuracy)} rows)"
+    )
+    context.say(reason)
+    return {"used": pays, "proxies": list(names), "tau_alone": taus, "reason": reason}
+
+
+def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
+    fp32 = fp32_rows(context)
+    fp32_picks = measured_samples(context, "fp32").picks
+    rows = mixed_rows(context, mixed)
+    scratch = fit_mixed(None, rows, coverage=0.9, seed=context.config.seed)
+    predictions = {
+        "transferred": ranking.quick.out_of_fold,
+        "from scratch": scratch.out_of_fold,
+        "fp32 predictor alone": ranking.fp32_accuracy(mixed.picks),
+        **_baselines(context, mixed.picks, ("bops", "macs", "params")),
+    }
+    if ranking.full is not None:
+        predictions = {"transferred with proxies": ranking.full.out_of_fold, **predictions}
+    kept = np.isfinite(np.stack(list(predictions.values()))).all(axis=0)
+    kept_rows = Rows(rows.features[kept], rows.accuracy[kept], rows.groups[kept])
+    chosen = getattr(ranking.base.predictor, "chosen_", context.config.predictor.name)
+    return {
+        "split": "5 folds, grouped by architecture, predictions out of fold",
+        "interval": "95 % bootstrap over architectures",
+        "seconds_a_sample": _seconds_a_sample(context),
+        "fp32": {
+            "rows": len(fp32.accuracy),
+            "predictor": chosen,
+            "scores": score_rows(
+                fp32,
+                {
+                    "predictor": ranking.base.out_of_fold,
+                    **_baselines(context, fp32_picks, ("macs", "params")),
+                },
+            ),
+        },
+        "mixed": {
+            "rows": int(kept.sum()),
+            "residual_used": bool(ranking.quick.predictor.uses_residual_),
+            "half_width": ranking.half_width,
+            "scores": score_rows(kept_rows, {n: v[kept] for n, v in predictions.items()}),
+        },
+    }
+
+
+def _baselines(
+    context: RunContext, picks: IntArray, names: tuple[str, ...]
+) -> dict[str, FloatArray]:
+    costs = NetworkCost().cost(context.space.network(picks))
+    return {name: costs[name] for name in names}
+
+
+def _seconds_a_sample(context: RunContext) -> dict[str, float]:
+    return {
+        kind: float(np.median([each.seconds for each in read_samples(context, kind)]))  # type: ignore[arg-type]
+        for kind in ("fp32", "mixed")
+    }
+
+
+def _learning_curve(
+    context: RunContext, base: AccuracyModel, mixed: Measured
+) -> list[dict[str, float]]:
+    """Tau on held-out rows against the number of mixed samples, transferred and from scratch."""
+    rows = mixed_rows(context, mixed)
+    curve = []
+    for share in _CURVE_SHARES:
+        count = max(4, round(share * len(rows.accuracy)))
+        taus: dict[str, list[float]] = {"transferred": [], "from_scratch": []}
+        for repeat in range(_CURVE_REPEATS):
+            order = np.random.default_rng([context.config.seed, 20, repeat]).permutation(
+                len(rows.accuracy)
+            )
+            train, test = order[:count], order[count:]
+            part = Rows(rows.features[train], rows.accuracy[train], rows.groups[train])
+            for name, prior in (("transferred", base), ("from_scratch", None)):
+                model = fit_mixed(prior, part, coverage=0.9, seed=context.config.seed)
+                predicted = model.predict(rows.features[test])
+                taus[name].append(kendall_tau(rows.accuracy[test], predicted))
+        means = {name: float(np.nanmean(each)) for name, each in taus.items()}
+        curve.append({"mixed_samples": count, **means})
+    return curve
+
+
+def _save(context: RunContext, folder: Path, ranking: Ranking, mixed: Measured) -> None:
+    fp32, rows = fp32_rows(context), mixed_rows(context, mixed)
+    save_predictor(
+        folder / "fp32", ranking.base.predictor, fp32.features, fp32.accuracy, fp32.groups
+    )
+    save_predictor(
+        folder / "mixed",
+        ranking.quick.predictor,
+        rows.features,
+        rows.accuracy,
+        rows.groups,
+        base_rows=(fp32.features, fp32.accuracy, fp32.groups),
+    )

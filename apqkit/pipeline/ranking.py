@@ -1,0 +1,154 @@
+"""The predictors of a run: fitted on samples, refitted with what the search measures.
+
+Two predictors of mixed accuracy stand side by side. The quick one reads columns that follow from
+the picks and scores tens of thousands of candidates a second; evolution runs on it. The full one
+also reads zero-cost proxies, which need the subnet itself; it re-ranks what evolution proposes, if
+proxies have shown on the samples that they help.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apqkit.pipeline.context import RunContext
+from apqkit.pipeline.proxies import ProxyColumns
+from apqkit.pipeline.samples_stage import read_samples
+from apqkit.prediction import AccuracyModel, Rows, architecture_groups, fit_fp32, fit_mixed
+from apqkit.sampling import sample_picks
+from apqkit.types import FloatArray, IntArray
+from predictors.regressors import to_link
+
+__all__ = ["Measured", "Ranking", "fp32_rows", "measured_samples", "proxies_pay"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured candidates.
+
+    Attributes:
+        picks: (n, k).
+        accuracy: (n,).
+    """
+
+    picks: IntArray
+    accuracy: FloatArray
+
+    def joined(self, picks: IntArray, accuracy: FloatArray) -> "Measured":
+        """Returns these candidates followed by more."""
+        return Measured(
+            np.concatenate([self.picks, picks]), np.concatenate([self.accuracy, accuracy])
+        )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Predictors fitted on everything that was measured so far.
+
+    Attributes:
+        context: The run.
+        base: The fp32 predictor.
+        quick: Reads columns that follow from picks.
+        full: Also reads proxies; None if they do not help.
+        proxies: Computes proxy columns.
+    """
+
+    context: RunContext
+    base: AccuracyModel
+    quick: AccuracyModel
+    full: AccuracyModel | None
+    proxies: ProxyColumns
+
+    @classmethod
+    def fitted(
+        cls,
+        context: RunContext,
+        base: AccuracyModel,
+        measured: Measured,
+        proxies: ProxyColumns,
+        *,
+        use_proxies: bool,
+    ) -> "Ranking":
+        """Fits the predictors of mixed accuracy.
+
+        Args:
+            context: The run.
+            base: The fp32 predictor.
+            measured: Mixed samples and what the search has measured.
+            proxies: Computes proxy columns.
+            use_proxies: Whether the full predictor is wanted.
+        """
+        settings = context.config.predictor
+        rows = mixed_rows(context, measured)
+        quick = fit_mixed(base, rows, coverage=settings.coverage, seed=context.config.seed)
+        full = None
+        if use_proxies:
+            columns = np.hstack([rows.features, proxies.columns(measured.picks)])
+            wide = Rows(columns, rows.accuracy, rows.groups)
+            full = fit_mixed(base, wide, coverage=settings.coverage, seed=context.config.seed)
+        return cls(context, base, quick, full, proxies)
+
+    @property
+    def half_width(self) -> float:
+        """Half-width of the prediction interval."""
+        return (self.full or self.quick).half_width
+
+    def quick_accuracy(self, picks: IntArray) -> FloatArray:
+        """(n,) predicted accuracy, fast."""
+        return self.quick.predict(self.context.features.mixed(picks))
+
+    def accuracy(self, picks: IntArray) -> FloatArray:
+        """(n,) predicted accuracy, with proxies if they help."""
+        features = self.context.features.mixed(picks)
+        if self.full is None:
+            return self.quick.predict(features)
+        return self.full.predict(np.hstack([features, self.proxies.columns(picks)]))
+
+    def fp32_accuracy(self, picks: IntArray) -> FloatArray:
+        """(n,) predicted accuracy of the architectures in fp32."""
+        return self.base.predict(self.context.features.fp32(picks))
+
+
+def fp32_rows(context: RunContext) -> Rows:
+    """Returns the fp32 samples as training rows."""
+    measured = measured_samples(context, "fp32")
+    groups = architecture_groups(context.space, measured.picks)
+    return Rows(context.features.fp32(measured.picks), measured.accuracy, groups)
+
+
+def mixed_rows(context: RunContext, measured: Measured) -> Rows:
+    """Returns measured mixed candidates as training rows."""
+    groups = architecture_groups(context.space, measured.picks)
+    return Rows(context.features.mixed(measured.picks), measured.accuracy, groups)
+
+
+def measured_samples(context: RunContext, kind: str) -> Measured:
+    """Returns the samples of one kind."""
+    samples = read_samples(context, "fp32" if kind == "fp32" else "mixed")
+    accuracy = np.array([each.accuracy for each in samples])
+    return Measured(sample_picks(context.space, samples), accuracy)
+
+
+def fit_base(context: RunContext) -> AccuracyModel:
+    """Fits the fp32 predictor on the fp32 samples."""
+    settings = context.config.predictor
+    rows = fp32_rows(context)
+    return fit_fp32(settings.name, rows, coverage=settings.coverage, seed=context.config.seed)
+
+
+def proxies_pay(
+    truth: FloatArray, without: FloatArray, with_proxies: FloatArray
+) -> tuple[bool, float, float]:
+    """Returns whether proxy columns lower the squared error out of fold by more than its error.
+
+    Args:
+        truth: (n,) measured accuracy.
+        without: (n,) out-of-fold predictions of the quick predictor.
+        with_proxies: (n,) those of the full one.
+
+    Returns:
+        The verdict, the mean gain on the logit scale and its standard error over rows.
+    """
+    z, a, b = (to_link(each, logit=True) for each in (truth, without, with_proxies))
+    gains = (z - a) ** 2 - (z - b) ** 2
+    error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
+    return bool(gains.mean() > error), float(gains.mean()), error

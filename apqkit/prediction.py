@@ -1,0 +1,203 @@
+"""What the pipeline adds to ``predictors``: features of candidates, fitting, scores, baselines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from apqkit.cost.network import NetworkCost
+from apqkit.quant.fake_quantize import gaussian_noise
+from apqkit.registry import lookup
+from apqkit.types import Dim, FloatArray, IntArray, Space
+from predictors import (
+    METRICS,
+    PREDICTORS,
+    CandidateEncoder,
+    TransferPredictor,
+    bootstrap_interval,
+    conformal_half_width,
+    log_columns,
+    out_of_fold,
+)
+
+__all__ = [
+    "AccuracyModel",
+    "FeatureBuilder",
+    "Rows",
+    "architecture_groups",
+    "feature_builder",
+    "fit_fp32",
+    "fit_mixed",
+    "score_rows",
+]
+
+_FP32_COSTS = ("macs", "params")
+_MIXED_COSTS = ("bops", "size_kib", "peak_activation_kib")
+
+
+@dataclass(frozen=True)
+class FeatureBuilder:
+    """Turns picks into the columns that predictors read.
+
+    Attributes:
+        space: Whose candidates they are.
+        encoder: Of the space's dims.
+    """
+
+    space: Space
+    encoder: CandidateEncoder
+
+    def fp32(self, picks: IntArray) -> FloatArray:
+        """(n, d) architecture, pruning and counts: what an fp32 network depends on."""
+        costs = NetworkCost().cost(self.space.network(picks))
+        return np.hstack(
+            [
+                self.encoder.architecture(picks, self.space.active(picks)),
+                log_columns({name: costs[name] for name in _FP32_COSTS}),
+            ]
+        )
+
+    def mixed(self, picks: IntArray) -> FloatArray:
+        """(n, e) the fp32 columns first, then quantization noise and sizes in bits."""
+        active = self.space.active(picks)
+        costs = NetworkCost().cost(self.space.network(picks))
+        return np.hstack(
+            [
+                self.encoder.architecture(picks, active),
+                log_columns({name: costs[name] for name in _FP32_COSTS}),
+                self.encoder.precision(picks, active),
+                log_columns({name: costs[name] for name in _MIXED_COSTS}),
+            ]
+        )
+
+
+def feature_builder(space: Space) -> FeatureBuilder:
+    """Returns the builder of a space; noise is measured through the real quantizers."""
+    noise = {dim.name: _noise(dim, space) for dim in space.dims if dim.role == "quant"}
+    return FeatureBuilder(space, CandidateEncoder(space.dims, noise))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows of a predictor.
+
+    Attributes:
+        features: (n, d).
+        accuracy: (n,).
+        groups: (n,) rows of one architecture share a number.
+    """
+
+    features: FloatArray
+    accuracy: FloatArray
+    groups: IntArray
+
+
+@dataclass(frozen=True)
+class AccuracyModel:
+    """A fitted predictor with its prediction interval.
+
+    Attributes:
+        predictor: Fitted.
+        out_of_fold: (n,) predictions of its own rows by fits that never saw their architecture.
+        half_width: Of the interval that covers a new row with the chance asked for.
+    """
+
+    predictor: Any
+    out_of_fold: FloatArray
+    half_width: float
+
+    def predict(self, features: FloatArray) -> FloatArray:
+        """(n,) predicted accuracy."""
+        return np.asarray(self.predictor.predict(features))
+
+
+def fit_fp32(name: str, rows: Rows, *, coverage: float, seed: int) -> AccuracyModel:
+    """Fits the fp32 predictor.
+
+    Args:
+        name: Of :data:`predictors.PREDICTORS`.
+        rows: fp32 samples.
+        coverage: Of the interval.
+        seed: Of the predictor.
+
+    Raises:
+        UnknownNameError: No predictor of that name.
+    """
+    predictor = _new_predictor(name, seed).fit(rows.features, rows.accuracy, groups=rows.groups)
+    settled = clone(getattr(predictor, "predictor_", predictor))  # what "auto" settled on
+    predicted = out_of_fold(settled, rows.features, rows.accuracy, rows.groups)
+    width = conformal_half_width(rows.accuracy - predicted, coverage)
+    return AccuracyModel(predictor, predicted, width)
+
+
+def fit_mixed(
+    base: AccuracyModel | None, rows: Rows, *, coverage: float, seed: int
+) -> AccuracyModel:
+    """Fits the predictor of mixed precision, transferred from the fp32 one.
+
+    Args:
+        base: The fp32 predictor, or None to learn from scratch.
+        rows: Mixed samples; the columns of the base come first.
+        coverage: Of the interval.
+        seed: Of the predictor.
+    """
+    predictor = TransferPredictor(None if base is None else base.predictor, random_state=seed)
+    predictor.fit(rows.features, rows.accuracy, groups=rows.groups)
+    predicted = predictor.out_of_fold_
+    width = conformal_half_width(rows.accuracy - predicted, coverage)
+    return AccuracyModel(predictor, predicted, width)
+
+
+def score_rows(
+    rows: Rows, predictions: Mapping[str, FloatArray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns ``{what: {metric: {value, low, high}}}`` for predictions and baselines of rows.
+
+    Args:
+        rows: The truth, with groups that are drawn together in the bootstrap.
+        predictions: (n,) each, out of fold where they were learned; a baseline such as MACs ranks
+            but has no meaningful error.
+    """
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for what, predicted in predictions.items():
+        scores[what] = {}
+        for metric, function in METRICS.items():
+            interval = bootstrap_interval(
+                function, rows.accuracy, predicted, groups=rows.groups, draws=200
+            )
+            scores[what][metric] = {
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+            }
+    return scores
+
+
+def architecture_groups(space: Space, picks: IntArray) -> IntArray:
+    """(n,) a number for each distinct architecture, formats left out."""
+    columns = [index for index, dim in enumerate(space.dims) if dim.role != "quant"]
+    return np.unique(picks[:, columns], axis=0, return_inverse=True)[1].astype(np.int64)
+
+
+def _new_predictor(name: str, seed: int) -> Any:
+    kind = lookup(PREDICTORS, name, "predictor")
+    return kind() if name == "ridge" else kind(random_state=seed)
+
+
+def _noise(dim: Dim, space: Space) -> FloatArray:
+    """Noise of each choice; inputs behind a ReLU use the unsigned twins."""
+    signed = dim.name.startswith("w_format.") or _reads_signed(dim, space)
+    return np.array([gaussian_noise(str(choice), signed=signed) for choice in dim.choices])
+
+
+def _reads_signed(dim: Dim, space: Space) -> bool:
+    """Returns whether the layer that a dim names reads values that can be negative."""
+    from apqkit.spaces.base import largest_picks
+
+    table = space.network(largest_picks(space.dims))
+    layer = dim.name.partition(".")[2]
+    if layer not in table.names:
+        return True
+    return bool(table.signed_input[0, table.names.index(layer)])
