@@ -59,7 +59,7 @@ class DataConfig(Section):
     name: str = "digits"
     path: str | None = None  # a file for npz and fashion-mnist, a directory for folder
     validation: Fraction | Positive = 0.25  # share or number of training images kept back
-    test: Fraction = 0.25  # share kept for testing where the data bring no test images
+    test: Fraction | Positive = 0.25  # the same for testing, where the data bring no test images
     limit: Positive | None = None  # at most so many training images (quick runs)
     image_size: Positive | None = None  # folder: side length that images are resized to
     corruptions: Corruptions | None = None

@@ -133,17 +133,20 @@ def fit_fp32(name: str, rows: Rows, *, coverage: float, seed: int) -> AccuracyMo
 
 
 def fit_mixed(
-    base: AccuracyModel | None, rows: Rows, *, coverage: float, seed: int
+    base: AccuracyModel | None, rows: Rows, *, name: str, coverage: float, seed: int
 ) -> AccuracyModel:
     """Fits the predictor of mixed precision, transferred from the fp32 one.
 
     Args:
         base: The fp32 predictor, or None to learn from scratch.
+        name: Of :data:`predictors.PREDICTORS`, for the difference to the base; "auto" takes the
+            blend, since choosing inside of folds inside of folds would take minutes.
         rows: Mixed samples; the columns of the base come first.
         coverage: Of the interval.
         seed: Of the predictor.
     """
-    predictor = TransferPredictor(None if base is None else base.predictor, random_state=seed)
+    residual = _new_predictor("blend" if name == "auto" else name, seed)
+    predictor = TransferPredictor(None if base is None else base.predictor, residual)
     predictor.fit(rows.features, rows.accuracy, groups=rows.groups)
     predicted = predictor.out_of_fold_
     width = conformal_half_width(rows.accuracy - predicted, coverage)

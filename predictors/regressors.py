@@ -121,7 +121,7 @@ class ExtraTreesPredictor(_Predictor):
 
     def __init__(
         self,
-        n_estimators: int = 200,
+        n_estimators: int = 100,
         min_samples_leaf: int = 2,
         max_features: float = 0.5,
         random_state: int = 0,
@@ -197,7 +197,7 @@ class BlendPredictor(_Predictor):
         random_state: Seed.
     """
 
-    def __init__(self, n_estimators: int = 200, random_state: int = 0) -> None:
+    def __init__(self, n_estimators: int = 100, random_state: int = 0) -> None:
         self.n_estimators = n_estimators
         self.random_state = random_state
 

@@ -20,8 +20,9 @@ from apqkit.export.onnx_model import INPUT_NAME
 __all__ = ["FLOAT8_NOTE", "Latency", "check_model", "onnx_logits", "time_models"]
 
 FLOAT8_NOTE = (
-    "fp8 is emulated: load with graph optimisation at most basic and session.disable_quant_qdq=1 "
-    "(ONNX Runtime's extended optimisations change the results); its time is not that of fp8 hardware"
+    "fp8 is emulated: load with graph optimisation at most basic and "
+    "session.disable_quant_qdq = 1, since the extended optimisations of ONNX Runtime change the "
+    "results; the time is not that of fp8 hardware"
 )
 """What a user of a model with fp8 must know; it also stands in the file's metadata."""
 
@@ -72,7 +73,7 @@ def check_model(path: Path, model: nn.Module, images: ImageSet) -> dict[str, Any
         "file_kib": round(path.stat().st_size / 1024, 2),
         "opset": proto.opset_import[0].version,
         "constant_types": _constant_types(proto),
-        "note": _note(path),
+        "note": FLOAT8_NOTE if _has_float8(path) else "",
     }
     for mode, optimised in (("unoptimised", False), ("optimised", True)):
         logits = onnx_logits(path, images, optimised=optimised)
@@ -162,4 +163,4 @@ def _has_float8(path: Path) -> bool:
 
 
 def _note(path: Path) -> str:
-    return FLOAT8_NOTE if _has_float8(path) else ""
+    return "fp8 emulated" if _has_float8(path) else ""

@@ -15,6 +15,7 @@ from apqkit.cost import DeviceModel, NetworkCost, device_model
 from apqkit.data import ImageSet, Splits, load_splits
 from apqkit.errors import ConfigError
 from apqkit.formats import format_named
+from apqkit.pipeline.proxies import ProxyColumns
 from apqkit.prediction import FeatureBuilder, feature_builder
 from apqkit.run import RunDirectory
 from apqkit.sampling import SubnetMeasurer
@@ -75,6 +76,16 @@ class RunContext:
         supernet = self.space.supernet(self.config.seed)
         load_weights(supernet, tensors, path)
         return supernet.train()
+
+    @cached_property
+    def proxies(self) -> ProxyColumns:
+        """Proxy scores of subnets, remembered over the stages."""
+        return ProxyColumns(
+            self.space,
+            self.supernet,  # type: ignore[arg-type]
+            self.splits,
+            self.progress,
+        )
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -7,18 +7,19 @@ import numpy as np
 
 from apqkit.cost.network import NetworkCost
 from apqkit.pipeline.context import RunContext
-from apqkit.pipeline.proxies import ProxyColumns
 from apqkit.pipeline.ranking import (
     Measured,
     Ranking,
     fit_base,
+    fit_rows,
+    fit_with_proxies,
     fp32_rows,
     measured_samples,
     mixed_rows,
-    proxies_pay,
+    proxy_gain,
 )
 from apqkit.pipeline.samples_stage import read_samples
-from apqkit.prediction import AccuracyModel, Rows, fit_mixed, score_rows
+from apqkit.prediction import AccuracyModel, Rows, score_rows
 from apqkit.run import write_json
 from apqkit.types import FloatArray, IntArray
 from predictors import kendall_tau, save_predictor
@@ -33,17 +34,15 @@ _CURVE_REPEATS = 3
 
 
 def run_predictor_stage(context: RunContext, folder: Path) -> None:
-    """Fits and scores the predictors and decides whether proxies help."""
+    """Fits and scores the predictors and decides which proxies help."""
     with context.progress.task("predictor", 4) as advance:
         base = fit_base(context)
         advance(1)
         mixed = measured_samples(context, "mixed")
-        proxies = ProxyColumns(context, context.config.predictor.proxies)
-        ranking = Ranking.fitted(
-            context, base, mixed, proxies, use_proxies=bool(context.config.predictor.proxies)
-        )
-        write_json(folder / DECISION_FILE, _decide_on_proxies(context, ranking, mixed))
+        decision = _choose_proxies(context, base, mixed)
+        write_json(folder / DECISION_FILE, decision)
         advance(1)
+        ranking = Ranking.fitted(context, base, mixed, decision["used"])
         write_json(folder / SCORES_FILE, _scores(context, ranking, mixed))
         advance(1)
         write_json(folder / CURVE_FILE, _learning_curve(context, base, mixed))
@@ -51,29 +50,34 @@ def run_predictor_stage(context: RunContext, folder: Path) -> None:
     _save(context, folder, ranking, mixed)
 
 
-def _decide_on_proxies(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
-    if ranking.full is None:
-        return {"used": False, "proxies": [], "reason": "none are configured"}
-    pays, gain, error = proxies_pay(
-        mixed.accuracy, ranking.quick.out_of_fold, ranking.full.out_of_fold
-    )
-    columns = ranking.proxies.columns(mixed.picks)
-    names = ranking.proxies.names
-    taus = {name: kendall_tau(mixed.accuracy, columns[:, i]) for i, name in enumerate(names)}
-    verdict = "help" if pays else "are dropped"
-    reason = (
-        f"proxies {verdict}: they change the squared error out of fold by {-gain:+.5f} "
-        f"(standard error {error:.5f}, logit scale, {len(mixed.accuracy)} rows)"
-    )
-    context.say(reason)
-    return {"used": pays, "proxies": list(names), "tau_alone": taus, "reason": reason}
+def _choose_proxies(context: RunContext, base: AccuracyModel, mixed: Measured) -> dict[str, Any]:
+    """Returns the proxies that lower the error out of fold by more than its standard error."""
+    without = Ranking.fitted(context, base, mixed, ()).quick
+    context.proxies.columns(mixed.picks, context.config.predictor.proxies)  # in shared passes
+    tried = {}
+    for name in context.config.predictor.proxies:
+        model = fit_with_proxies(context, base, mixed, [name])
+        gain, error = proxy_gain(mixed.accuracy, without.out_of_fold, model.out_of_fold)
+        column = context.proxies.columns(mixed.picks, [name])[:, 0]
+        tried[name] = {
+            "gain": gain,
+            "standard_error": error,
+            "tau_alone": kendall_tau(mixed.accuracy, column),
+            "used": gain > error,
+        }
+        context.say(
+            f"proxy {name} is {'kept' if gain > error else 'dropped'}: as a column it lowers the "
+            f"squared error out of fold by {gain:.5f} (standard error {error:.5f}, logit scale, "
+            f"{len(mixed.accuracy)} rows)"
+        )
+    return {"used": [name for name, each in tried.items() if each["used"]], "tried": tried}
 
 
 def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
     fp32 = fp32_rows(context)
     fp32_picks = measured_samples(context, "fp32").picks
     rows = mixed_rows(context, mixed)
-    scratch = fit_mixed(None, rows, coverage=0.9, seed=context.config.seed)
+    scratch = fit_rows(context, None, rows)
     predictions = {
         "transferred": ranking.quick.out_of_fold,
         "from scratch": scratch.out_of_fold,
@@ -139,8 +143,7 @@ def _learning_curve(
             train, test = order[:count], order[count:]
             part = Rows(rows.features[train], rows.accuracy[train], rows.groups[train])
             for name, prior in (("transferred", base), ("from_scratch", None)):
-                model = fit_mixed(prior, part, coverage=0.9, seed=context.config.seed)
-                predicted = model.predict(rows.features[test])
+                predicted = fit_rows(context, prior, part).predict(rows.features[test])
                 taus[name].append(kendall_tau(rows.accuracy[test], predicted))
         means = {name: float(np.nanmean(each)) for name, each in taus.items()}
         curve.append({"mixed_samples": count, **means})

@@ -1,10 +1,13 @@
-"""Zero-cost proxies of subnets as predictor columns, each candidate computed once."""
+"""Zero-cost proxies of subnets as predictor columns, each computed once."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from apqkit.pipeline.context import RunContext
-from apqkit.types import FloatArray, IntArray
+from apqkit.data import Splits
+from apqkit.registry import lookup
+from apqkit.types import FloatArray, IntArray, Layer, Progress, Space, Supernet
 from predictors import signed_log
 from predictors.zerocost import PROXIES, ProxySession
 
@@ -14,42 +17,58 @@ _BATCH = 64
 
 
 class ProxyColumns:
-    """Computes proxy scores of subnets, with the weights that they inherit.
+    """Computes proxy scores of subnets, with the weights that they inherit, and remembers them.
 
     Args:
-        context: The run.
-        names: Proxies, in column order.
+        space: Whose candidates they are.
+        supernet: Trained.
+        splits: The first training images are the batch.
+        progress: Shows the subnets.
     """
 
-    def __init__(self, context: RunContext, names: tuple[str, ...]) -> None:
-        self.names = names
-        self._context = context
-        self._known: dict[bytes, FloatArray] = {}
+    def __init__(
+        self, space: Space, supernet: Supernet, splits: Splits, progress: Progress
+    ) -> None:
+        self._space = space
+        self._supernet = supernet
+        self._splits = splits
+        self._progress = progress
+        self._known: dict[bytes, dict[str, float]] = {}
 
-    def columns(self, picks: IntArray) -> FloatArray:
-        """(n, p) scores of candidates, on a logarithmic scale where they are not on one."""
-        missing = {row.tobytes(): row for row in picks.astype(np.int64)}
-        missing = {key: row for key, row in missing.items() if key not in self._known}
+    def columns(self, picks: IntArray, names: Sequence[str]) -> FloatArray:
+        """(n, p) scores of candidates by these proxies, in logs where they are not logs already.
+
+        Raises:
+            UnknownNameError: No proxy of that name.
+        """
+        for name in names:
+            lookup(PROXIES, name, "proxy")
+        keys = [row.tobytes() for row in picks.astype(np.int64)]
+        missing = {
+            key: row[None]
+            for key, row in zip(keys, picks, strict=True)
+            if any(name not in self._known.get(key, {}) for name in names)
+        }
         if missing:
-            batch = self._batch()
-            with self._context.progress.task("proxies", len(missing)) as advance:
+            images = self._splits.calibration_images(_BATCH)
+            batch = images.images(), images.targets
+            with self._progress.task("proxies", len(missing)) as advance:
                 for key, row in missing.items():
-                    self._known[key] = self._scores(row[None], batch)
+                    scores = self._scores(row, batch, names)
+                    self._known[key] = {**self._known.get(key, {}), **scores}
                     advance(1)
-        return np.stack([self._known[row.tobytes()] for row in picks.astype(np.int64)])
+        return np.array([[self._known[key][name] for name in names] for key in keys])
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        images = self._context.splits.calibration_images(_BATCH)
-        return images.images(), images.targets
+    def _scores(
+        self, picks: IntArray, batch: tuple[Tensor, Tensor], names: Sequence[str]
+    ) -> dict[str, float]:
+        table = self._space.network(picks)
+        subnet, twin = (self._trainable(each.layers()) for each in (table, table.in_fp32()))
+        scores = ProxySession(subnet, batch, reference=twin).compute(names)
+        return {
+            name: score.value if PROXIES[name].log else float(signed_log(np.array(score.value)))
+            for name, score in scores.items()
+        }
 
-    def _scores(self, picks: IntArray, batch: tuple[Tensor, Tensor]) -> FloatArray:
-        table = self._context.space.network(picks)
-        supernet = self._context.supernet
-        subnet, twin = (
-            supernet.extract(each.layers()).train()  # type: ignore[operator]
-            for each in (table, table.in_fp32())
-        )
-        scores = ProxySession(subnet, batch, reference=twin).compute(self.names)
-        values = np.array([scores[name].value for name in self.names])
-        linear = np.array([not PROXIES[name].log for name in self.names])
-        return np.where(linear, signed_log(values), values)
+    def _trainable(self, layers: Sequence[Layer]) -> nn.Module:
+        return self._supernet.extract(layers).train()

@@ -6,19 +6,29 @@ also reads zero-cost proxies, which need the subnet itself; it re-ranks what evo
 proxies have shown on the samples that they help.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from apqkit.pipeline.context import RunContext
-from apqkit.pipeline.proxies import ProxyColumns
 from apqkit.pipeline.samples_stage import read_samples
 from apqkit.prediction import AccuracyModel, Rows, architecture_groups, fit_fp32, fit_mixed
 from apqkit.sampling import sample_picks
 from apqkit.types import FloatArray, IntArray
 from predictors.regressors import to_link
 
-__all__ = ["Measured", "Ranking", "fp32_rows", "measured_samples", "proxies_pay"]
+__all__ = [
+    "Measured",
+    "Ranking",
+    "fit_base",
+    "fit_rows",
+    "fit_with_proxies",
+    "fp32_rows",
+    "measured_samples",
+    "mixed_rows",
+    "proxy_gain",
+]
 
 
 @dataclass(frozen=True)
@@ -49,14 +59,14 @@ class Ranking:
         base: The fp32 predictor.
         quick: Reads columns that follow from picks.
         full: Also reads proxies; None if they do not help.
-        proxies: Computes proxy columns.
+        proxies: Proxies whose columns it reads.
     """
 
     context: RunContext
     base: AccuracyModel
     quick: AccuracyModel
     full: AccuracyModel | None
-    proxies: ProxyColumns
+    proxies: tuple[str, ...]
 
     @classmethod
     def fitted(
@@ -64,9 +74,7 @@ class Ranking:
         context: RunContext,
         base: AccuracyModel,
         measured: Measured,
-        proxies: ProxyColumns,
-        *,
-        use_proxies: bool,
+        proxies: Sequence[str],
     ) -> "Ranking":
         """Fits the predictors of mixed accuracy.
 
@@ -74,18 +82,12 @@ class Ranking:
             context: The run.
             base: The fp32 predictor.
             measured: Mixed samples and what the search has measured.
-            proxies: Computes proxy columns.
-            use_proxies: Whether the full predictor is wanted.
+            proxies: Proxies that the full predictor reads; without any there is none.
         """
-        settings = context.config.predictor
         rows = mixed_rows(context, measured)
-        quick = fit_mixed(base, rows, coverage=settings.coverage, seed=context.config.seed)
-        full = None
-        if use_proxies:
-            columns = np.hstack([rows.features, proxies.columns(measured.picks)])
-            wide = Rows(columns, rows.accuracy, rows.groups)
-            full = fit_mixed(base, wide, coverage=settings.coverage, seed=context.config.seed)
-        return cls(context, base, quick, full, proxies)
+        quick = fit_rows(context, base, rows)
+        full = fit_with_proxies(context, base, measured, proxies) if proxies else None
+        return cls(context, base, quick, full, tuple(proxies))
 
     @property
     def half_width(self) -> float:
@@ -101,7 +103,9 @@ class Ranking:
         features = self.context.features.mixed(picks)
         if self.full is None:
             return self.quick.predict(features)
-        return self.full.predict(np.hstack([features, self.proxies.columns(picks)]))
+        return self.full.predict(
+            np.hstack([features, self.context.proxies.columns(picks, self.proxies)])
+        )
 
     def fp32_accuracy(self, picks: IntArray) -> FloatArray:
         """(n,) predicted accuracy of the architectures in fp32."""
@@ -128,6 +132,23 @@ def measured_samples(context: RunContext, kind: str) -> Measured:
     return Measured(sample_picks(context.space, samples), accuracy)
 
 
+def fit_rows(context: RunContext, base: AccuracyModel | None, rows: Rows) -> AccuracyModel:
+    """Fits a predictor of mixed accuracy as the configuration says; without a base, from scratch."""
+    settings = context.config.predictor
+    return fit_mixed(
+        base, rows, name=settings.name, coverage=settings.coverage, seed=context.config.seed
+    )
+
+
+def fit_with_proxies(
+    context: RunContext, base: AccuracyModel, measured: Measured, proxies: Sequence[str]
+) -> AccuracyModel:
+    """Fits a predictor of mixed accuracy that also reads proxy columns."""
+    rows = mixed_rows(context, measured)
+    columns = np.hstack([rows.features, context.proxies.columns(measured.picks, proxies)])
+    return fit_rows(context, base, Rows(columns, rows.accuracy, rows.groups))
+
+
 def fit_base(context: RunContext) -> AccuracyModel:
     """Fits the fp32 predictor on the fp32 samples."""
     settings = context.config.predictor
@@ -135,20 +156,19 @@ def fit_base(context: RunContext) -> AccuracyModel:
     return fit_fp32(settings.name, rows, coverage=settings.coverage, seed=context.config.seed)
 
 
-def proxies_pay(
+def proxy_gain(
     truth: FloatArray, without: FloatArray, with_proxies: FloatArray
-) -> tuple[bool, float, float]:
-    """Returns whether proxy columns lower the squared error out of fold by more than its error.
+) -> tuple[float, float]:
+    """Returns how much proxy columns lower the squared error out of fold, and its standard error.
 
     Args:
         truth: (n,) measured accuracy.
         without: (n,) out-of-fold predictions of the quick predictor.
-        with_proxies: (n,) those of the full one.
+        with_proxies: (n,) those of one that reads proxies too.
 
     Returns:
-        The verdict, the mean gain on the logit scale and its standard error over rows.
+        Mean gain on the logit scale, and its standard error over rows.
     """
     z, a, b = (to_link(each, logit=True) for each in (truth, without, with_proxies))
     gains = (z - a) ** 2 - (z - b) ** 2
-    error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    return bool(gains.mean() > error), float(gains.mean()), error
+    return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))

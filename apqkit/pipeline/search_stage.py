@@ -16,7 +16,6 @@ from apqkit.pipeline.final_front import (
     rounds_report,
 )
 from apqkit.pipeline.predictor_stage import DECISION_FILE
-from apqkit.pipeline.proxies import ProxyColumns
 from apqkit.pipeline.ranking import Ranking, fit_base, measured_samples
 from apqkit.registry import lookup
 from apqkit.run import fingerprint_of, write_atomically, write_json
@@ -82,8 +81,7 @@ class _Search:
         self._samples = measured_samples(context, "mixed")
         decision_path = context.run.path / "predictor" / DECISION_FILE
         decision = json.loads(decision_path.read_text(encoding="utf-8"))
-        self._use_proxies = bool(decision["used"])
-        self._proxies = ProxyColumns(context, context.config.predictor.proxies)
+        self._proxies = tuple(decision["used"])
         self._measurer = context.measurer(context.splits.validation)
 
     def run(self, folder: Path) -> list[MeasuredTrial]:
@@ -110,7 +108,6 @@ class _Search:
             self._base,
             self._samples.joined(known.picks, measured),
             self._proxies,
-            use_proxies=self._use_proxies,
         )
         proposal = self._propose(number, quota, ranking, known, rng)
         candidates = self._context.space.describe(proposal.picks)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apqkit.search.evolution import evolve
-from apqkit.search.pareto import pick_diverse
+from apqkit.search.pareto import constrained_ranks, pick_diverse
 from apqkit.search.problem import Problem
+from apqkit.spaces.base import smallest_picks
 from apqkit.spaces.draws import draw_hierarchical, with_format
 from apqkit.types import FloatArray, IntArray
 
@@ -97,8 +98,9 @@ def seed_proposals(
 ) -> Proposal:
     """Returns the solutions that a joint search must not lose to.
 
-    Half are architectures searched under one format throughout (each of ``formats``); half are
-    sequential: an architecture searched in fp32, then formats chosen for it under the limits.
+    The smallest architecture in each of ``formats``; about half are architectures searched under
+    one of these formats throughout; the rest are sequential: an architecture searched in fp32, then
+    formats chosen for it under the limits.
 
     Args:
         problem: The joint problem.
@@ -112,7 +114,11 @@ def seed_proposals(
     per_format = max(1, count // 2 // len(formats))
     parts, origins = [], []
     for weights, activations in formats:
-        picks = _uniform(problem, weights, activations, per_format, rng)
+        smallest = with_format(
+            problem.space, smallest_picks(problem.space.dims), weights, activations
+        )
+        searched = _uniform(problem, weights, activations, per_format, rng)
+        picks = np.concatenate([smallest, searched])
         parts.append(picks)
         origins += [f"uniform {weights}/{activations}"] * len(picks)
     sequential = _sequential(problem, fp32_problem, count - sum(map(len, parts)), rng)
@@ -178,8 +184,6 @@ def replace_picks(known: Known, more: IntArray) -> Known:
 
 def _elite(known: Known, count: int) -> IntArray:
     """Indices of measured candidates, the best fronts first."""
-    from apqkit.search.pareto import constrained_ranks
-
     return np.argsort(constrained_ranks(known.losses, known.violations), kind="stable")[:count]
 
 

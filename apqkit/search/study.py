@@ -10,7 +10,7 @@ from typing import IO, Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from apqkit.errors import RunError
@@ -52,7 +52,7 @@ class MeasuredTrial:
     costs: Mapping[str, float]
 
 
-class _FileLock(BaseJournalFileLock):
+class _FileLock:
     """A lock that the system releases when its process dies, however it dies."""
 
     def __init__(self, path: Path) -> None:
@@ -155,8 +155,8 @@ def _storage(directory: Path, url: str | None) -> BaseStorage:
     path = directory / JOURNAL
     if path.exists():
         _drop_cut_line(path)
-    backend = JournalFileBackend(str(path), lock_obj=_FileLock(directory / f"{JOURNAL}.lock"))
-    return JournalStorage(backend)
+    lock: Any = _FileLock(directory / f"{JOURNAL}.lock")  # Optuna exports no base class for it
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -1,0 +1,170 @@
+"""The command line: each subcommand is one library call. Imports lazily, prints, exits.
+
+Exit codes: 0 done, 2 something that the user can mend (one line on stderr), 1 a bug, 130 Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apqkit.errors import ApqkitError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from apqkit.front import ParetoSet
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="apqkit",
+    help="Joint search of network architecture, pruning and number formats: "
+    "measured, explained, exported.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_Config = Annotated[
+    str, typer.Argument(help="A TOML file, or a shipped configuration (apqkit list configs).")
+]
+_Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="DIR")]
+_Pick = Annotated[str, typer.Option("--pick", help='Key of a member of the front, or "knee".')]
+
+
+@app.command("run-search")
+def run_search(
+    config: _Config = "digits",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default runs/CONFIG.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, dotted, TOML value."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
+    redo: Annotated[
+        str | None, typer.Option("--redo", help="Make this stage and what follows again.")
+    ] = None,
+) -> None:
+    """Searches from data to a measured, exported front. The same command resumes a killed run."""
+    from apqkit.config import load_config
+    from apqkit.pipeline import read_front, run_stages
+    from apqkit.progress import RichProgress
+
+    path = out or Path("runs") / Path(config).stem
+    settings = load_config(config, overrides or [])
+    with RichProgress() as progress:
+        run_stages(settings, path, until=until, redo=redo, progress=progress)
+    if until is None or until in ("search", "export", "report"):
+        _print_front(read_front(path))
+        print(f"report: {path / 'report' / 'index.html'}" if until is None else "")
+    print(path)
+
+
+@app.command()
+def finetune(run: _Run, pick: _Pick = "knee") -> None:
+    """Trains a member of the front with its formats and reports before and after."""
+    from apqkit.pipeline import finetune_pick, make_report
+    from apqkit.progress import RichProgress
+
+    with RichProgress() as progress:
+        result = finetune_pick(run, pick, progress=progress)
+        make_report(run, progress=progress)
+    for split in ("validation", "test"):
+        before, after = result["before"][split], result["after"][split]
+        print(
+            f"{split} accuracy: {before:.4f} before, {after:.4f} after {result['epochs']} epochs"
+        )
+    print(run / "finetune" / result["key"])
+
+
+@app.command()
+def export(run: _Run, pick: _Pick = "knee") -> None:
+    """Writes a member of the front as ONNX and checks it in ONNX Runtime."""
+    from apqkit.pipeline import export_pick
+    from apqkit.progress import RichProgress
+
+    with RichProgress() as progress:
+        print(export_pick(run, pick, progress=progress))
+
+
+@app.command()
+def report(run: _Run) -> None:
+    """Writes the report of a finished run anew."""
+    from apqkit.pipeline import make_report
+    from apqkit.progress import RichProgress
+
+    with RichProgress() as progress:
+        print(make_report(run, progress=progress))
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="spaces, formats, proxies, ... or configs")],
+) -> None:
+    """Lists what can be named in a configuration, one name a line."""
+    from apqkit.listing import KINDS
+    from apqkit.registry import lookup
+
+    for name, says in lookup(KINDS, kind, "kind of thing to list")().items():
+        print(f"{name:22}{says}".rstrip())
+
+
+@app.command("show-config")
+def show_config(
+    config: _Config = "digits",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, dotted, TOML value."),
+    ] = None,
+) -> None:
+    """Prints a configuration as TOML with every default filled in."""
+    from apqkit.config import load_config
+    from apqkit.pipeline import config_toml, resolved
+
+    print(config_toml(resolved(load_config(config, overrides or []))), end="")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits."""
+    sys.exit(_run(arguments))
+
+
+# typer does not export the base of its usage errors; one of them leads to it.
+_UsageFault = next(
+    each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException"
+)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = app(given or ["--help"], standalone_mode=False)
+    except ApqkitError as fault:
+        print(f"apqkit: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
+    except _UsageFault as fault:
+        print(f"apqkit: {' '.join(fault.format_message().split())}", file=sys.stderr)
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        print("apqkit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _print_front(front: "ParetoSet") -> None:
+    from apqkit.report.page import front_table
+
+    print(f"\n{len(front)} members on the front, most accurate first; knee {front.knee_key}\n")
+    _print_table(front_table(front.members))
+    print("\nfor scale\n")
+    _print_table(front_table(front.references))
+    print()
+
+
+def _print_table(frame: "pd.DataFrame") -> None:
+    print(frame.to_string(index=False))

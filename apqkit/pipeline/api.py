@@ -1,0 +1,272 @@
+"""What a user calls: run a search, export or finetune a member, make the report."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from apqkit.config import Config, load_config, validate_model
+from apqkit.errors import ConfigError, RunError
+from apqkit.front import ParetoSet
+from apqkit.pipeline.context import RunContext, load_plugins
+from apqkit.pipeline.export_stage import export_member
+from apqkit.pipeline.finetune import finetune_member
+from apqkit.pipeline.search_stage import read_pareto_set
+from apqkit.pipeline.stages import STAGES, Stage, stage_inputs
+from apqkit.registry import did_you_mean
+from apqkit.run import RunDirectory, write_atomically, write_json
+from apqkit.spaces import space_options
+from apqkit.types import Progress, SilentProgress
+
+__all__ = [
+    "STAGES",
+    "config_toml",
+    "export_pick",
+    "finetune_pick",
+    "make_report",
+    "read_front",
+    "resolved",
+    "run_search",
+    "run_stages",
+]
+
+_RESOLVED = "resolved.json"
+_CONFIG = "config.toml"
+
+
+def run_search(
+    config: Config | str | Path | Mapping[str, Any] = "digits",
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    redo: str | None = None,
+    progress: Progress | None = None,
+) -> ParetoSet:
+    """Runs a joint search from data to report, or goes on with one, and returns the front.
+
+    What is done already is not done again: a killed run goes on where it was.
+
+    Args:
+        config: A configuration, the name of one that ships, the path of a TOML file, or nested
+            mappings.
+        out: The run directory; by default ``runs/NAME``.
+        overrides: ``key=value`` texts with dotted keys.
+        redo: A stage to make again, with all that follow.
+        progress: Shows how far it is.
+
+    Raises:
+        ApqkitError: Anything that a user can mend; the text is one line.
+    """
+    settings, path = _settings(config, out, overrides)
+    run_stages(settings, path, redo=redo, progress=progress)
+    return read_front(path)
+
+
+def run_stages(
+    config: Config,
+    path: Path,
+    *,
+    until: str | None = None,
+    redo: str | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Runs the stages of a run up to one of them; returns the names of those that were run now.
+
+    Args:
+        config: The configuration.
+        path: The run directory.
+        until: Last stage; None for all.
+        redo: A stage to make again, with all that follow.
+        progress: Shows how far it is.
+
+    Raises:
+        ApqkitError: Anything that a user can mend; the text is one line.
+    """
+    names = [stage.name for stage in STAGES]
+    wanted = names[: _index(names, until, "--until") + 1] if until else names
+    forgotten = names[_index(names, redo, "--redo") :] if redo else []
+    config = resolved(config)
+    with _opened(config, path, create=True, progress=progress) as context:
+        context.run.redo(forgotten)
+        _write_config(context)
+        return [stage.name for stage in STAGES if stage.name in wanted and _run(context, stage)]
+
+
+def read_front(path: str | Path) -> ParetoSet:
+    """Returns the front of a finished search.
+
+    Raises:
+        RunError: The directory holds no finished search.
+    """
+    with _reopened(Path(path), None) as context:
+        return _front(context)
+
+
+def export_pick(path: str | Path, pick: str, *, progress: Progress | None = None) -> Path:
+    """Exports a member of the front as ONNX and checks it; returns the model's path.
+
+    Args:
+        path: The run directory.
+        pick: A member's key, or "knee".
+        progress: Shows how far it is.
+    """
+    with _reopened(Path(path), progress) as context:
+        member = _front(context).pick(pick)
+        export_member(context, member, context.run.path / "export")
+        return context.run.path / "export" / member.keys[0] / "model.onnx"
+
+
+def finetune_pick(
+    path: str | Path, pick: str, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Trains a member of the front with its formats; returns accuracies before and after.
+
+    The weights, the exported model and the result go into ``finetune/KEY/``.
+
+    Args:
+        path: The run directory.
+        pick: A member's key, or "knee".
+        progress: Shows how far it is.
+    """
+    with _reopened(Path(path), progress) as context:
+        return finetune_member(context, _front(context).pick(pick))
+
+
+def make_report(path: str | Path, *, progress: Progress | None = None) -> Path:
+    """Writes the report of a finished search anew; returns the page's path."""
+    from apqkit.pipeline.report_stage import run_report_stage
+
+    with _reopened(Path(path), progress) as context:
+        _front(context)
+        run_report_stage(context, context.run.path / "report")
+        return context.run.path / "report" / "index.html"
+
+
+def resolved(config: Config) -> Config:
+    """Returns the configuration with the options of its space filled in.
+
+    Raises:
+        UnknownNameError: No space of that name.
+        ConfigError: An option is wrong.
+    """
+    load_plugins(config)
+    options = space_options(config.space).model_dump(mode="json")
+    space = config.space.model_copy(update={"options": options})
+    return config.model_copy(update={"space": space})
+
+
+def config_toml(config: Config) -> str:
+    """Returns a configuration as TOML that :func:`apqkit.config.load_config` reads back."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _settings(
+    config: Config | str | Path | Mapping[str, Any],
+    out: str | Path | None,
+    overrides: Sequence[str],
+) -> tuple[Config, Path]:
+    if isinstance(config, Config):
+        if overrides:
+            raise ConfigError("overrides need a configuration by name, path or mappings")
+        settings, name = config, config.data.name
+    else:
+        settings = load_config(config, overrides)
+        name = Path(config).stem if isinstance(config, str | Path) else settings.data.name
+    return settings, Path(out) if out is not None else Path("runs") / name
+
+
+def _index(names: list[str], name: str, flag: str) -> int:
+    if name not in names:
+        hint = did_you_mean(name, names)
+        raise ConfigError(f"{flag} {name!r} is no stage{hint}; there are: {', '.join(names)}")
+    return names.index(name)
+
+
+def _run(context: RunContext, stage: Stage) -> bool:
+    """Runs a stage unless it is done; returns whether it was run."""
+    inputs = stage_inputs(context, stage)
+    if context.run.is_done(stage.name, inputs):
+        context.say(f"stage {stage.name} is done already")
+        return False
+    folder = context.run.begin(stage.name, inputs)
+    context.run.log(f"stage {stage.name} begins")
+    stage.run(context, folder)
+    files = [each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"]
+    context.run.finish(stage.name, files)
+    context.run.log(f"stage {stage.name} done")
+    return True
+
+
+@contextmanager
+def _opened(
+    config: Config, path: Path, *, create: bool, progress: Progress | None
+) -> Iterator[RunContext]:
+    _more_compiled_kernels()
+    with RunDirectory.opened(path, create=create) as run, _torch_threads(config.threads):
+        yield RunContext(config, run, progress or SilentProgress())
+
+
+@contextmanager
+def _reopened(path: Path, progress: Progress | None) -> Iterator[RunContext]:
+    """Opens a run with the configuration that it was made with."""
+    file = path / _RESOLVED
+    if not file.is_file():
+        raise RunError(f"{path} holds no run of apqkit: it has no {_RESOLVED}")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{file} is damaged; run the search again with the same --out") from None
+    config = validate_model(Config, _without_none(tree))
+    load_plugins(config)
+    with _opened(config, path, create=False, progress=progress) as context:
+        yield context
+
+
+def _front(context: RunContext) -> ParetoSet:
+    record = context.run.stages.get("search")
+    if record is None or record.status != "done":
+        raise RunError(
+            f"{context.run.path} holds no finished search: run apqkit run-search with "
+            f"--out {context.run.path} first"
+        )
+    return read_pareto_set(context)
+
+
+def _write_config(context: RunContext) -> None:
+    """Keeps the configuration that the run was begun with; stages check for changes."""
+    run = context.run
+    begun = [each for each in STAGES if each.name in run.stages]
+    for stage in begun:
+        run.is_done(stage.name, stage_inputs(context, stage))
+    write_atomically(run.path / _CONFIG, config_toml(context.config))
+    write_json(run.path / _RESOLVED, context.config.model_dump(mode="json"))
+    run.describe({"seed": context.config.seed, "device": context.config.cost.device})
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(each) for each in value]
+    return value
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _more_compiled_kernels() -> None:
+    """Lets torch keep more compiled kernels: a supernet runs thousands of shapes."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")

@@ -1,0 +1,74 @@
+"""Quantization-aware training of one network with its formats."""
+
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apqkit.config import Config
+from apqkit.data import Splits
+from apqkit.training.loop import Accumulate, Checkpoint, Epoch, Recipe, train
+from apqkit.types import Progress
+
+__all__ = ["finetune"]
+
+_STREAM = 201
+
+
+def finetune(
+    model: nn.Module,
+    splits: Splits,
+    config: Config,
+    *,
+    directory: Path | None,
+    progress: Progress,
+) -> list[Epoch]:
+    """Trains a network of quantized layers in place and returns the history.
+
+    Weights and inputs are quantized in every step with ranges of the batch; gradients pass
+    straight through. Calibrate the model afterwards to freeze it.
+
+    Args:
+        model: Such as ``supernet.extract(layers)``.
+        splits: Training images come from here.
+        config: ``finetune``, ``supernet.batch_size`` and others, ``data`` and ``seed`` are read.
+        directory: Where the checkpoint goes, or None.
+        progress: Shows the epochs.
+    """
+    model.train()
+
+    def accumulate(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+        del step
+        smoothing = config.supernet.label_smoothing
+        loss = F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        loss.backward()
+        return {"labels": loss.item()}
+
+    def begin_epoch(epoch: int, rng: np.random.Generator, steps: int) -> Accumulate:
+        del epoch, rng, steps
+        return accumulate
+
+    recipe = Recipe(
+        phase="finetune",
+        stream=_STREAM,
+        epochs=config.finetune.epochs,
+        batch_size=config.supernet.batch_size,
+        learning_rate=config.finetune.learning_rate,
+        weight_decay=config.supernet.weight_decay,
+        clip_norm=config.supernet.clip_norm,
+        begin_epoch=begin_epoch,
+    )
+    checkpoint = None
+    if directory is not None:
+        path = directory / "checkpoint.safetensors"
+        checkpoint = Checkpoint(path, "delete the file and finetune again")
+    return train(
+        model,
+        recipe,
+        splits.train,
+        config.data,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
