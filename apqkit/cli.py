@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 something that the user can mend (one line on stderr), 1 a
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,10 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(arguments))
 
 
-# typer does not export the base of its usage errors; one of them leads to it.
-_UsageFault = next(
-    each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException"
-)
+# typer exports no base of its usage errors; BadParameter is one of them, two steps below it.
+_UsageFault: Any = typer.BadParameter.__mro__[2]
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -39,6 +39,13 @@ Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+Direction = Literal["max", "min"]
+
+
+def _default_objectives() -> dict[str, Direction]:
+    return {"accuracy": "max", "latency_ms": "min"}
+
+
 class Section(BaseModel):
     """A frozen part of the configuration that refuses keys it does not know."""
 
@@ -123,8 +130,8 @@ class SearchConfig(Section):
     """What is searched for, under which limits, and how many candidates are measured."""
 
     strategy: str = "evolution"
-    objectives: Annotated[dict[str, Literal["max", "min"]], Field(min_length=1)] = Field(
-        default_factory=lambda: {"accuracy": "max", "latency_ms": "min"}
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = Field(
+        default_factory=_default_objectives
     )
     limits: dict[str, float] = Field(default_factory=dict)
     verify: Annotated[int, Field(ge=4)] = 100  # candidates measured on the supernet

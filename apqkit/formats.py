@@ -51,17 +51,17 @@ class NumberFormat:
     @property
     def min_exponent(self) -> int:
         """Exponent of the smallest normal value of a float."""
-        return 2 - 2 ** (self.exponent_bits - 1)
+        return 2 - int(2 ** (self.exponent_bits - 1))
 
     @property
     def lowest_level(self) -> int:
         """Lowest integer level in full range: -2^(b-1) when signed, else 0."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -int(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def highest_level(self) -> int:
         """Highest integer level: 2^(b-1) - 1 when signed, else 2^b - 1."""
-        return int(2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1)
+        return int(2 ** (self.bits - 1)) - 1 if self.signed else int(2**self.bits) - 1
 
     @property
     def is_fp32(self) -> bool:

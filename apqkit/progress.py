@@ -1,6 +1,5 @@
 """Progress bars on a terminal, in a notebook, or as plain lines in a log."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +68,4 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Says one line that stays."""
-        if self._live:
-            self._bars.console.print(text, soft_wrap=True, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._console.print(text, soft_wrap=True, markup=False)

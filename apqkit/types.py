@@ -184,7 +184,7 @@ class LayerTable:
 
     def with_formats(self, weights: str | None, activations: str | None) -> "LayerTable":
         """Returns the same networks with one format throughout; None leaves formats alone."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for column, name in (("weight_format", weights), ("activation_format", activations)):
             if name is not None:
                 codes = getattr(self, column)
@@ -198,7 +198,7 @@ class LayerTable:
 
     def take(self, candidates: IntArray | slice) -> "LayerTable":
         """Returns the table of the candidates chosen by index."""
-        columns = {
+        columns: dict[str, Any] = {
             field.name: getattr(self, field.name)[candidates]
             for field in fields(self)
             if field.name != "names"

@@ -76,20 +76,19 @@ class CandidateEncoder:
             [self.noise[self.dims[i].name][picks[:, i]] * active[:, i] for i in slots], axis=1
         )
         used = active[:, slots]
-        columns = [noise]
-        for members in _groups([self.dims[i].name for i in slots]).values():
-            columns.append(_aggregates(noise[:, members], used[:, members]))
-        return np.hstack(columns)
+        groups = _groups([self.dims[index].name for index in slots]).values()
+        aggregates = [_aggregates(noise[:, each], used[:, each]) for each in groups]
+        return np.hstack([noise, *aggregates])
 
 
 def log_columns(costs: Mapping[str, FloatArray]) -> FloatArray:
     """(n, c) natural logarithms of positive costs, in the order of the mapping."""
-    return np.log(np.stack([np.maximum(each, 1e-12) for each in costs.values()], axis=1))
+    return np.asarray(np.log(np.stack([np.maximum(c, 1e-12) for c in costs.values()], axis=1)))
 
 
 def signed_log(values: FloatArray) -> FloatArray:
     """Returns sign(x) * log(1 + abs(x)): tames the range of proxy scores and keeps their order."""
-    return np.sign(values) * np.log1p(np.abs(values))
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
 def _groups(names: Sequence[str]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""How well a prediction ranks. Letters: n rows. Signs are kept: a reversed ranking scores below 0."""
+"""How well a prediction ranks n rows. Signs are kept: a reversed ranking scores below 0."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

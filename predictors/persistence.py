@@ -6,6 +6,7 @@ error names both.
 
 import json
 import platform
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
         with np.load(folder / _ROWS, allow_pickle=False) as archive:
             rows = {name: archive[name] for name in ("X", "y", "groups")}
-    except Exception as fault:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as fault:
         raise ValueError(f"{folder} holds no predictor: {fault}") from None
     return header, rows
 

@@ -57,7 +57,7 @@ class _Predictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Target scale and input checks; subclasses fit and predict on the link scale."""
 
     def fit(self, X: FloatArray, y: FloatArray, groups: IntArray | None = None) -> Self:
-        """Fits rows X (n, d) to targets y (n,); rows of one group stay together in inner splits."""
+        """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together."""
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
         self.logit_ = uses_logit(y)
         self._fit_link(X, to_link(y, logit=self.logit_), groups)

@@ -60,7 +60,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return type(self)(self.base, residual, self.folds, self.random_state)
 
     def fit(self, X: FloatArray, y: FloatArray, groups: IntArray | None = None) -> Self:
-        """Fits rows X (n, d) to targets y (n,); rows of one group stay together in inner splits."""
+        """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together."""
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
         self.logit_ = uses_logit(y)
         z = to_link(y, logit=self.logit_)

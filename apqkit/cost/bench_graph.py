@@ -1,5 +1,6 @@
 """ONNX graphs that hold layers side by side, to be timed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,9 @@ class _Bench:
             return helper.make_tensor_value_info(name, kind, None)
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
-    def weighted(self, op: str, x: str, shape: tuple[int, ...], **attributes: Any) -> str:
+    def weighted(
+        self, op: str, x: str, shape: tuple[int, ...], attributes: Mapping[str, Any]
+    ) -> str:
         rng = np.random.default_rng(len(self.parts.constants))
         channels = shape[0]
         if self.integer:
@@ -76,12 +79,9 @@ class _Bench:
             values = rng.standard_normal(shape).astype(np.float32)
             self.parts.constant(f"{self.prefix}_w", values)
             self.parts.constant(f"{self.prefix}_b", np.zeros(channels, np.float32))
-        return self._timed(op, [x, f"{self.prefix}_w", f"{self.prefix}_b"], **attributes)
+        return self.timed(op, [x, f"{self.prefix}_w", f"{self.prefix}_b"], attributes)
 
-    def plain(self, op: str, inputs: list[str], **attributes: Any) -> str:
-        return self._timed(op, inputs, **attributes)
-
-    def _timed(self, op: str, inputs: list[str], **attributes: Any) -> str:
+    def timed(self, op: str, inputs: list[str], attributes: Mapping[str, Any]) -> str:
         output = f"{self.prefix}_y"
         name = f"{self.prefix}_{op}"
         self.parts.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
@@ -137,22 +137,25 @@ def _add_layer(bench: _Bench) -> tuple[list[onnx.ValueInfoProto], onnx.ValueInfo
         return _add_input(bench, image)
     if op == "linear":
         info, x = bench.input(0, [bench.batch, channels])
-        return [info], bench.output(bench.weighted("Gemm", x, (out, channels), transB=1))
+        return [info], bench.output(bench.weighted("Gemm", x, (out, channels), {"transB": 1}))
     info, x = bench.input(0, image)
     if op == "add":
         other, y = bench.input(1, image)
-        return [info, other], bench.output(bench.plain("Add", [x, y]))
+        return [info, other], bench.output(bench.timed("Add", [x, y], {}))
     if op == "conv":
         kernel, stride, groups = key["kernel"], key["stride"], key["groups"]
-        y = bench.weighted(
-            "Conv", x, (out, channels // groups, kernel, kernel), kernel_shape=[kernel] * 2,
-            pads=[kernel // 2] * 4, strides=[stride] * 2, group=groups,
-        )  # fmt: skip
+        window = {
+            "kernel_shape": [kernel] * 2,
+            "pads": [kernel // 2] * 4,
+            "strides": [stride] * 2,
+            "group": groups,
+        }
+        y = bench.weighted("Conv", x, (out, channels // groups, kernel, kernel), window)
         return [info], bench.output(y)
     if op == "pool":
         window = {"kernel_shape": [key["kernel"]] * 2, "strides": [key["stride"]] * 2}
-        return [info], bench.output(bench.plain("AveragePool", [x], **window))
-    return [info], bench.output(bench.plain("GlobalAveragePool", [x]))
+        return [info], bench.output(bench.timed("AveragePool", [x], window))
+    return [info], bench.output(bench.timed("GlobalAveragePool", [x], {}))
 
 
 def _add_input(
@@ -161,5 +164,5 @@ def _add_input(
     """The input row costs nothing by itself; a copy of the image stands in for it."""
     name = f"{bench.prefix}_in0"
     info = helper.make_tensor_value_info(name, TensorProto.FLOAT, image)
-    result = bench.plain("Identity", [name])
+    result = bench.timed("Identity", [name], {})
     return [info], helper.make_tensor_value_info(result, TensorProto.FLOAT, None)

@@ -17,12 +17,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apqkit.cost.keys import KEY_COLUMNS, distinct_keys
-from apqkit.cost.lut import LookupTable, carrier_columns, missing_keys, read_lut, write_lut
+from apqkit.cost.keys import distinct_keys
+from apqkit.cost.lut import (
+    LookupTable,
+    carrier_columns,
+    missing_keys,
+    named_key,
+    read_lut,
+    write_lut,
+)
 from apqkit.errors import CostError
-from apqkit.formats import FORMATS
 from apqkit.run import processor_name
-from apqkit.types import OPS, FloatArray, IntArray, LayerTable, Progress
+from apqkit.types import FloatArray, IntArray, LayerTable, Progress
 
 __all__ = ["build_host_table", "cache_directory", "host_header", "time_layers"]
 
@@ -168,7 +174,4 @@ def _cpu_flags() -> str:
 
 
 def _text(key: IntArray) -> str:
-    return ", ".join(
-        f"{name} {OPS[value] if name == 'op' else list(FORMATS)[value] if 'format' in name else value}"
-        for name, value in zip(KEY_COLUMNS, key.tolist(), strict=True)
-    )
+    return " ".join(map(str, named_key(key)))

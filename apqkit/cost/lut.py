@@ -15,10 +15,16 @@ from apqkit.formats import FORMATS, format_code
 from apqkit.run import write_atomically
 from apqkit.types import OPS, BoolArray, FloatArray, IntArray, LayerTable
 
-__all__ = ["CARRIERS", "Coverage", "LookupTable", "LutCost", "carrier_columns", "read_lut"]
-
-CARRIERS = ("int8", "fp32")
-"""What a CPU runtime computes in: integers of 8 bits or fewer ride in int8, all else in fp32."""
+__all__ = [
+    "Coverage",
+    "LookupTable",
+    "LutCost",
+    "carrier_columns",
+    "missing_keys",
+    "named_key",
+    "read_lut",
+    "write_lut",
+]
 
 _MS_COLUMNS = ("latency_ms", "p10_ms", "p90_ms")
 _HEADER_MARK = "# "
@@ -54,7 +60,7 @@ class LookupTable:
         writer.writerow([*KEY_COLUMNS, *_MS_COLUMNS, "count"])
         values = zip(self.keys, self.latency_ms, self.p10_ms, self.p90_ms, self.count, strict=True)
         for key, *figures, count in values:
-            writer.writerow([*_named(key), *(f"{each:.6g}" for each in figures), int(count)])
+            writer.writerow([*named_key(key), *(f"{each:.6g}" for each in figures), int(count)])
         return buffer.getvalue()
 
     def joined(self, other: "LookupTable") -> "LookupTable":
@@ -157,7 +163,7 @@ class LutCost:
     def _price(self, key: tuple[int, ...]) -> float:
         if key not in self._known:
             self._known[key] = self._estimate(np.array(key))
-            text = " ".join(map(str, _named(np.array(key))))
+            text = " ".join(map(str, named_key(np.array(key))))
             self.coverage.estimated[text] = self._known[key]
         else:
             self.coverage.found += 1
@@ -213,7 +219,8 @@ def _work(keys: IntArray) -> FloatArray:
     return np.stack([np.maximum(outputs * column["out_channels"] * taps, 1), moved], axis=1)
 
 
-def _named(key: IntArray) -> list[str | int]:
+def named_key(key: IntArray) -> list[str | int]:
+    """Returns a key (c,) by value, as the CSV shows it."""
     names = list(FORMATS)
     named: list[str | int] = []
     for column, value in zip(KEY_COLUMNS, key.tolist(), strict=True):

@@ -45,7 +45,7 @@ def bops(table: LayerTable) -> FloatArray:
 
     The convention of HAWQ and FLIQS; first and last layers count, fp32 is 32 x 32.
     """
-    return layer_bops(table).sum(axis=1).astype(np.float64)
+    return np.asarray(layer_bops(table).sum(axis=1), dtype=np.float64)
 
 
 def layer_bops(table: LayerTable) -> IntArray:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apqkit.config import DataConfig
+from apqkit.data.arrays import images_from_arrays, read_npz, required_path
 from apqkit.data.images import RawImages
-from apqkit.data.npz import images_from_arrays, load_npz, required_path
 from apqkit.errors import DataError
 
 __all__ = ["ADDRESS", "CLASS_NAMES", "FILES", "load_fashion_mnist", "read_idx_folder"]
@@ -55,7 +55,7 @@ def load_fashion_mnist(config: DataConfig) -> RawImages:
             f"official files from {ADDRESS}"
         )
     path = required_path(config)
-    raw = read_idx_folder(path, FILES) if path.is_dir() else load_npz(config)
+    raw = read_idx_folder(path, FILES) if path.is_dir() else read_npz(path)
     if raw.x_train.shape[1:] != (1, 28, 28) or len(raw.class_names) != len(CLASS_NAMES):
         raise DataError(
             f"{path} is not Fashion-MNIST: expected 28x28 grey images of 10 classes, "

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apqkit.config import DataConfig
+from apqkit.data.arrays import required_path
 from apqkit.data.images import RawImages
-from apqkit.data.npz import required_path
 from apqkit.errors import DataError
 
 __all__ = ["load_folder"]

@@ -102,7 +102,9 @@ def corrupt(images: ImageSet, how: Corruptions, seed: int) -> ImageSet:
         labels.append(images.labels)
         bases.append(images.base)
         flags.append(np.ones(len(images), dtype=bool))
-    return ImageSet(*(np.concatenate(each) for each in (parts, labels, bases, flags)))
+    return ImageSet(
+        np.concatenate(parts), np.concatenate(labels), np.concatenate(bases), np.concatenate(flags)
+    )
 
 
 def augment(images: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:

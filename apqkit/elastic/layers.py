@@ -54,7 +54,8 @@ class ElasticUnit(QuantLayer):
         """Takes the shape and the formats of a row."""
         self.layer = layer
         number_format = format_named(layer.activation_format).for_sign(signed=layer.signed_input)
-        for quantizer in self.inputs:
+        for index in range(len(self.inputs)):
+            quantizer = self.quantizer(index)
             quantizer.number_format = number_format
             quantizer.signed = layer.signed_input
 

@@ -117,7 +117,13 @@ def time_models(
             seconds[index, run] = time.perf_counter() - started
     counted = seconds[:, _WARM_UP:] * 1000.0
     return [
-        Latency(*(float(np.quantile(row, q)) for q in (0.5, 0.1, 0.9)), runs, _note(path))
+        Latency(
+            median_ms=float(np.median(row)),
+            p10_ms=float(np.quantile(row, 0.1)),
+            p90_ms=float(np.quantile(row, 0.9)),
+            runs=runs,
+            note="fp8 emulated" if _has_float8(path) else "",
+        )
         for row, path in zip(counted, paths, strict=True)
     ]
 
@@ -160,7 +166,3 @@ def _constant_types(proto: onnx.ModelProto) -> Mapping[str, int]:
 
 def _has_float8(path: Path) -> bool:
     return any("FLOAT8" in name for name in _constant_types(onnx.load(path)))
-
-
-def _note(path: Path) -> str:
-    return "fp8 emulated" if _has_float8(path) else ""

@@ -74,7 +74,7 @@ def onnx_model(
 
 
 def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch writes to one, though its annotation says paths only
     example = torch.zeros(1, *image_shape)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch calls its tracing exporter legacy
@@ -89,7 +89,8 @@ def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
             dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
             do_constant_folding=False,
         )
-    return buffer.getvalue()
+    content: bytes = buffer.getvalue()
+    return content
 
 
 def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
@@ -136,8 +137,7 @@ def _with_bias(
     layer = next((layer_of_weight[name] for name in node.input if name in layer_of_weight), None)
     if layer is None or len(node.input) < 3:
         return node
-    source = layer.inputs[0]
-    assert isinstance(source, ActivationQuantizer)
+    source = layer.quantizer()
     if source.number_format.family != "int" or layer.weight_format.family != "int":
         return node
     scale = _array(source.scale * layer.frozen_scale)

@@ -138,8 +138,8 @@ def _all_evaluated(context: RunContext) -> Evaluated:
 def _summary(key: str, report: Mapping[str, Any]) -> str:
     exact, fast = report["unoptimised"], report["optimised"]
     return (
-        f"exported {key}: {report['file_kib']} KiB; on {report['images']} test images ONNX Runtime "
-        f"differs in {exact['images_with_other_class']} classes unoptimised and "
+        f"exported {key}: {report['file_kib']} KiB; on {report['images']} test images "
+        f"ONNX Runtime differs in {exact['images_with_other_class']} classes unoptimised and "
         f"{fast['images_with_other_class']} optimised; accuracy {fast['accuracy']:.4f} against "
         f"{report['torch_accuracy']:.4f} in torch"
     )

@@ -174,7 +174,7 @@ def networks_of(context: RunContext, candidates: Sequence[Mapping[str, Choice]])
 
 
 def _best_uniform_int4(context: RunContext, evaluated: Evaluated) -> IntArray | None:
-    """(1, k) the most accurate measured candidate with int4 throughout, within limits if any is."""
+    """(1, k) the most accurate measured candidate with int4 throughout, if any was measured."""
     uniform = np.flatnonzero([origin == UNIFORM_INT4 for origin in evaluated.origins])
     if not len(uniform):
         return None

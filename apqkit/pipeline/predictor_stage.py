@@ -122,7 +122,7 @@ def _baselines(
 
 def _seconds_a_sample(context: RunContext) -> dict[str, float]:
     return {
-        kind: float(np.median([each.seconds for each in read_samples(context, kind)]))  # type: ignore[arg-type]
+        kind: float(np.median([each.seconds for each in read_samples(context, kind)]))
         for kind in ("fp32", "mixed")
     }
 

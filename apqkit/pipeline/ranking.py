@@ -133,7 +133,7 @@ def measured_samples(context: RunContext, kind: str) -> Measured:
 
 
 def fit_rows(context: RunContext, base: AccuracyModel | None, rows: Rows) -> AccuracyModel:
-    """Fits a predictor of mixed accuracy as the configuration says; without a base, from scratch."""
+    """Fits a predictor of mixed accuracy; without a base it learns from scratch."""
     settings = context.config.predictor
     return fit_mixed(
         base, rows, name=settings.name, coverage=settings.coverage, seed=context.config.seed

@@ -51,7 +51,7 @@ def gather(context: RunContext) -> ReportData:
         scores=_json(path / "predictor" / SCORES_FILE),
         learning_curve=_json(path / "predictor" / CURVE_FILE),
         samples={
-            kind: np.array([each.accuracy for each in read_samples(context, kind)])  # type: ignore[arg-type]
+            kind: np.array([each.accuracy for each in read_samples(context, kind)])
             for kind in ("fp32", "mixed")
         },
         noise=_json(path / "samples" / NOISE_FILE),
@@ -133,7 +133,7 @@ def _notes(context: RunContext) -> list[str]:
     decision = _json(context.run.path / "predictor" / DECISION_FILE)
     notes = [
         f"latency_ms comes from {find_device(config.cost.device).says}; batch {config.cost.batch}",
-        f"{len(coverage['layers_estimated'])} distinct layers were missing in its table and estimated",
+        f"{len(coverage['layers_estimated'])} distinct layers were missing there and estimated",
         "proxies that help the predictor: " + (", ".join(decision["used"]) or "none"),
         "bit operations are MACs x weight bits x input bits, first and last layers included",
     ]

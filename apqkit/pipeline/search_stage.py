@@ -161,7 +161,7 @@ class _Search:
         return seed_proposals(problem, fp32_problem, self._uniform_formats(), quota, rng)
 
     def _uniform_formats(self) -> list[tuple[str, str]]:
-        """Uniform solutions: the widest formats, int4, and others that weights and inputs share."""
+        """Formats of the uniform solutions: int4, int8 and others that all layers offer."""
         space = self._context.config.space
         shared = [name for name in space.weight_formats if name in space.activation_formats]
         preferred = [name for name in ("int4", "int8", "int3", "int6") if name in shared]

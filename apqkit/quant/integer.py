@@ -22,12 +22,12 @@ class _FakeQuantizeInteger(torch.autograd.Function):
         rounded = torch.div(x, scale).round_()
         if zero_point:
             rounded.add_(zero_point)
+        levels = rounded.clamp(lowest, highest)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((rounded >= lowest).logical_and_(rounded <= highest))
-        rounded.clamp_(lowest, highest)
+            ctx.save_for_backward(levels == rounded)
         if zero_point:
-            rounded.sub_(zero_point)
-        return rounded.mul_(scale)
+            levels.sub_(zero_point)
+        return levels.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ measured and exported.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,9 +93,13 @@ class QuantLayer(nn.Module, ABC):
         self.inputs = nn.ModuleList(inputs)
         self.calibrating = False
 
+    def quantizer(self, index: int = 0) -> ActivationQuantizer:
+        """Returns the quantizer of the index-th input."""
+        return cast(ActivationQuantizer, self.inputs[index])
+
     def quantize_input(self, x: Tensor, index: int = 0) -> Tensor:
         """Returns the index-th input as this layer reads it."""
-        quantized: Tensor = self.inputs[index](x)
+        quantized: Tensor = self.quantizer(index)(x)
         return quantized
 
     @abstractmethod
@@ -144,7 +149,7 @@ class _WeightedLayer(QuantLayer):
 
     def _quantized_bias(self, bias: Tensor) -> Tensor:
         """Returns the bias on the int32 grid of integer arithmetic, or as it is."""
-        source = self.inputs[0]
+        source = self.quantizer()
         if source.number_format.family != "int" or self.weight_format.family != "int":
             return bias
         step = source.scale * self.frozen_scale

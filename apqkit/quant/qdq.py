@@ -5,8 +5,9 @@ fp8 uses the float8 types. fp4 weights are exact in int8 with half the scale; fp
 rounded by ordinary nodes, since ONNX Runtime has no float4 QuantizeLinear on a CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,14 +33,21 @@ class GraphParts:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
-    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: int) -> str:
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        output: str,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
         """Adds a node named after its output and returns that name."""
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        node = helper.make_node(op, list(inputs), [output], name=output, **(attributes or {}))
+        self.nodes.append(node)
         return output
 
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+    def constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
         """Adds a constant and returns its name."""
-        self.constants.append(numpy_helper.from_array(value, name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def typed_constant(self, name: str, value: NDArray[np.float32], data_type: int) -> str:
@@ -108,13 +116,13 @@ def lower_weight(
         zero = parts.typed_constant(f"{target}.zero", np.zeros(len(scale), np.float32), data_type)
     elif number_format.name == _FP4 or (number_format.family == "int" and number_format.bits <= 8):
         half = 2 if number_format.name == _FP4 else 1
-        scale = scale / half
+        scale = (scale / half).astype(np.float32)
         code = parts.constant(f"{target}.code", np.rint(levels * half).astype(np.int8))
         zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int8))
     else:
         raise ExportError(f"weights in {number_format.name} have no ONNX form")
-    step = parts.constant(f"{target}.scale", scale.astype(np.float32))
-    parts.node("DequantizeLinear", [code, step, zero], target, axis=0)
+    step = parts.constant(f"{target}.scale", scale)
+    parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
 
 
 def lower_bias(
@@ -134,7 +142,7 @@ def lower_bias(
     code = parts.constant(f"{target}.code", np.rint(values / scale).astype(np.int32))
     zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int32))
     step = parts.constant(f"{target}.scale", scale.astype(np.float32))
-    parts.node("DequantizeLinear", [code, step, zero], target, axis=0)
+    parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
 
 
 def _clip_levels(parts: GraphParts, code: str, target: str, number_format: NumberFormat) -> str:

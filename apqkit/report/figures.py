@@ -67,7 +67,7 @@ def front(data: ReportData) -> Figure:
 def formats(data: ReportData) -> Figure:
     """Number formats layer by layer, of chosen candidates."""
     names = list(dict.fromkeys(name for view in data.views for name in view.layers))
-    names = [name for name in data_order(data.views, names)]
+    names = data_order(data.views, names)
     width = 2.2 + 1.55 * len(data.views)
     figure, axes = _axes(width, 1.0 + 0.24 * len(names))
     for column, view in enumerate(data.views):

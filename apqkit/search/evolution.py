@@ -143,7 +143,8 @@ class _State:
 
     def _tournament(self, order: IntArray, count: int) -> IntArray:
         entrants = self._rng.integers(0, len(order), (2, count))
-        return np.where(order[entrants[0]] <= order[entrants[1]], entrants[0], entrants[1])
+        first, second = entrants
+        return np.asarray(np.where(order[first] <= order[second], first, second))
 
     def _crossed(self, mothers: IntArray, fathers: IntArray) -> IntArray:
         count, dims = mothers.shape

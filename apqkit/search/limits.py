@@ -73,5 +73,5 @@ def check_limits(
         over = {name: values[name] for name, limit in limits.items() if values[name] > limit}
         binding = ", ".join(f"{n} <= {limits[n]:g} (best {v:.4g})" for n, v in over.items())
         raise LimitError(
-            f"no candidate meets all limits together; the nearest one exceeds search.limits {binding}"
+            f"no candidate meets all of search.limits together; the nearest one exceeds {binding}"
         )

@@ -70,7 +70,7 @@ def constrained_ranks(losses: FloatArray, violations: FloatArray) -> IntArray:
     while len(left):
         best = nondominated(losses[left])
         if not best.any():
-            best[:] = True  # nothing but NaN is left
+            best = np.ones(len(left), dtype=bool)  # nothing but NaN is left
         ranks[left[best]] = rank
         left = left[~best]
         rank += 1
@@ -118,7 +118,7 @@ def pick_diverse(losses: FloatArray, known: FloatArray, count: int) -> IntArray:
         count: At most so many indices.
     """
     picked: list[int] = []
-    free = np.isfinite(losses).all(axis=1)
+    free: BoolArray = np.asarray(np.isfinite(losses).all(axis=1))
     low, high = _ranges(np.concatenate([losses[free], known]))
     scaled, base = (losses - low) / (high - low), (known - low) / (high - low)
     while len(picked) < count and free.any():
@@ -146,9 +146,9 @@ def _gains(scaled: FloatArray, taken: FloatArray) -> FloatArray:
     if scaled.shape[1] == 2:
         return _hypervolume_gains(scaled, taken)
     if not len(taken):
-        return -scaled.sum(axis=1)
+        return np.asarray(-scaled.sum(axis=1))
     distance = np.square(scaled[:, None] - taken[None]).sum(axis=2).min(axis=1)
-    return np.where(nondominated(scaled), distance + 1e3, distance)
+    return np.asarray(np.where(nondominated(scaled), distance + 1e3, distance))
 
 
 def _hypervolume_gains(scaled: FloatArray, taken: FloatArray) -> FloatArray:
@@ -168,7 +168,7 @@ def _hypervolume_gains(scaled: FloatArray, taken: FloatArray) -> FloatArray:
     area = (np.maximum(width, 0.0) * np.maximum(depth, 0.0)).sum(axis=1)
     step = np.searchsorted(front[:, 0], scaled[:, 0], side="right")
     behind = np.maximum(scaled[:, 1] - height[step], 0.0)
-    return np.where(area > 0, area, -behind)
+    return np.asarray(np.where(area > 0, area, -behind))
 
 
 def _ranges(losses: FloatArray) -> tuple[FloatArray, FloatArray]:

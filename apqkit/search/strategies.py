@@ -99,8 +99,8 @@ def seed_proposals(
     """Returns the solutions that a joint search must not lose to.
 
     The smallest architecture in each of ``formats``; about half are architectures searched under
-    one of these formats throughout; the rest are sequential: an architecture searched in fp32, then
-    formats chosen for it under the limits.
+    one of these formats throughout; the rest are sequential: an architecture searched in fp32,
+    then formats chosen for it under the limits.
 
     Args:
         problem: The joint problem.

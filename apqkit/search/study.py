@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -84,7 +84,9 @@ def open_study(
     Raises:
         RunError: The storage cannot be opened, or the study there has other directions.
     """
-    directions = ["maximize" if each == "max" else "minimize" for each in objectives.values()]
+    directions: list[Literal["minimize", "maximize"]] = [
+        "maximize" if each == "max" else "minimize" for each in objectives.values()
+    ]
     try:
         with _quiet_optuna():
             study = optuna.create_study(

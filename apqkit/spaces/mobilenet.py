@@ -182,7 +182,7 @@ class MobileNetSpace(TableSpace):
 
     def _value(self, picks: IntArray, name: str) -> IntArray:
         """(n,) a numeric dim by value."""
-        return self._lookup(picks, name, lambda choice: int(choice))
+        return self._lookup(picks, name, int)
 
     def _format(self, picks: IntArray, name: str) -> IntArray:
         """(n,) a format dim by code."""

@@ -50,8 +50,8 @@ GOLDEN = {
 }
 
 
-# Source: lut/BitFusion_new.b1.dict of mit-han-lab/apq, 16 x 32 array at batch 1; ten of the 37 % of
-# its depthwise rows that the rule for depthwise layers meets within 5 %. Channels, input side,
+# Source: lut/BitFusion_new.b1.dict of mit-han-lab/apq, 16 x 32 array at batch 1; ten of the 37 %
+# of its depthwise rows that the rule for depthwise layers meets within 5 %. Channels, input side,
 # kernel, stride, weight bits, activation bits -> milliseconds.
 PUBLISHED_DEPTHWISE = {
     (88, 112, 5, 2, 4, 8): 0.943056,

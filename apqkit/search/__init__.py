@@ -1,0 +1,1 @@
+"""Search: dominance, vectorised evolution, strategies, and the loop that measures."""
