@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from apqkit.errors import ConfigError
 from apqkit.registry import did_you_mean
@@ -33,12 +34,22 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _share(value: object) -> float | int:
+    if isinstance(value, float) and 0.0 < value < 1.0:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise PydanticCustomError("share", "a fraction between 0 and 1 or a number of at least 1")
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
+Share = Annotated[float | int, PlainValidator(_share)]
 Direction = Literal["max", "min"]
 
 
@@ -49,7 +60,9 @@ def _default_objectives() -> dict[str, Direction]:
 class Section(BaseModel):
     """A frozen part of the configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Corruptions(Section):
@@ -65,8 +78,8 @@ class DataConfig(Section):
 
     name: str = "digits"
     path: str | None = None  # a file for npz and fashion-mnist, a directory for folder
-    validation: Fraction | Positive = 0.25  # share or number of training images kept back
-    test: Fraction | Positive = 0.25  # the same for testing, where the data bring no test images
+    validation: Share = 0.25  # share or number of training images kept back
+    test: Share = 0.25  # the same for testing, where the data bring no test images
     limit: Positive | None = None  # at most so many training images (quick runs)
     image_size: Positive | None = None  # folder: side length that images are resized to
     corruptions: Corruptions | None = None
@@ -157,7 +170,7 @@ class ExportConfig(Section):
 class Config(Section):
     """The whole configuration of a run."""
 
-    seed: Count = 0
+    seed: Seed = 0
     threads: Positive = 2  # of torch; part of what makes a run repeatable
     plugins: tuple[str, ...] = ()  # modules imported first; they add to the plug-in tables
     data: DataConfig = Field(default_factory=DataConfig)
@@ -233,6 +246,8 @@ def _read_toml(source: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise ConfigError(f"{path} is not valid TOML: {fault}") from None
+    except OSError as fault:
+        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
 
 
 def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
@@ -245,9 +260,10 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        tree = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return tree["value"] if len(tree) == 1 else text
 
 
 def _set_nested(tree: dict[str, Any], keys: list[str], value: Any, path: str) -> dict[str, Any]:
@@ -255,9 +271,9 @@ def _set_nested(tree: dict[str, Any], keys: list[str], value: Any, path: str) ->
     if not rest:
         return {**tree, head: value}
     inner = tree.get(head, {})
-    if not isinstance(inner, dict):
+    if not isinstance(inner, Mapping):
         raise ConfigError(f"--set {path}: {head!r} is a value, not a table of keys")
-    return {**tree, head: _set_nested(inner, rest, value, path)}
+    return {**tree, head: _set_nested(dict(inner), rest, value, path)}
 
 
 def _lists_to_tuples(value: Any) -> Any:
@@ -266,6 +282,15 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_lists_to_tuples(inner) for inner in value)
     return value
+
+
+_ALLOWED = {
+    "tuple_type": "a list",
+    "dict_type": "a table of keys",
+    "model_type": "a table of keys",
+    "too_short": "given at least one entry",
+}
+"""What is allowed, where pydantic would say it in words of Python; by type of fault."""
 
 
 def _explain(model: type[BaseModel], fault: dict[str, Any], prefix: str) -> str:
@@ -277,11 +302,14 @@ def _explain(model: type[BaseModel], fault: dict[str, Any], prefix: str) -> str:
         return f"unknown key {path!r}{hint}; allowed: {', '.join(known)}"
     if fault["type"] == "missing":
         return f"{path} is required"
-    allowed = str(fault["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    allowed = allowed.replace(
-        "Tuple should have at least 1 item after validation, not 0", "a list"
-    )
-    return f"{path} must be {allowed}, got {type(fault['input']).__name__} {fault['input']!r}"
+    value = fault["input"]
+    got = f"{type(value).__name__} {value!r}"
+    if isinstance(value, tuple):  # as TOML and JSON say it
+        got = f"list {list(value)!r}"
+    if fault["type"] == "invalid_key" or location[-1] == "[key]":
+        return f"keys of the configuration must be texts, got {got}"
+    allowed = _ALLOWED.get(fault["type"]) or str(fault["msg"]).removeprefix("Input should be ")
+    return f"{path} must be {allowed.removeprefix('a valid ')}, got {got}"
 
 
 def _field_names(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from apqkit.errors import FormatError
 from apqkit.registry import lookup
 
 __all__ = ["FORMATS", "NumberFormat", "format_code", "format_named", "format_of_code"]
@@ -69,10 +70,14 @@ class NumberFormat:
         return self.family == "float" and self.bits == 32
 
     def for_sign(self, *, signed: bool) -> "NumberFormat":
-        """Returns the format a tensor uses: the unsigned twin of an integer where it helps."""
+        """Returns the format a tensor uses: the unsigned twin of an integer where it helps.
+
+        Raises:
+            UnknownNameError: An integer format has no twin in ``FORMATS``.
+        """
         if self.family != "int" or self.signed == signed:
             return self
-        return FORMATS[self.name.removeprefix("u") if signed else f"u{self.name}"]
+        return format_named(self.name.removeprefix("u") if signed else f"u{self.name}")
 
 
 def _integers(widths: Iterable[int]) -> list[NumberFormat]:
@@ -130,5 +135,11 @@ def format_code(name: str) -> int:
 
 
 def format_of_code(code: int) -> NumberFormat:
-    """Returns the format that a network table's integer stands for."""
+    """Returns the format that a network table's integer stands for.
+
+    Raises:
+        FormatError: No format has that code; -1 stands for none.
+    """
+    if not 0 <= code < len(FORMATS):
+        raise FormatError(f"a format's code must be 0 to {len(FORMATS) - 1}, got {code}")
     return list(FORMATS.values())[code]

@@ -152,13 +152,15 @@ def read_evaluated(path: Path) -> Evaluated:
         ApqkitError: The file is missing or damaged.
     """
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str))
+        frame = pd.read_csv(
+            path, dtype=dict.fromkeys(_TEXT_COLUMNS, str), keep_default_na=False, na_values=[""]
+        )
         parts = [name for name in frame.columns if name.startswith("part:")]
         named = {*_TEXT_COLUMNS, *_FIGURES, *parts, _PICKS_COLUMN}
         return Evaluated(
             keys=tuple(frame["key"]),
             origins=tuple(frame["origin"]),
-            candidates=tuple(json.loads(each) for each in frame[_PICKS_COLUMN]),
+            candidates=tuple(dict(json.loads(each)) for each in frame[_PICKS_COLUMN]),
             **{name: frame[name].to_numpy(np.float64) for name in _FIGURES},
             parts={name[5:]: frame[name].to_numpy(np.float64) for name in parts},
             costs={

@@ -10,7 +10,7 @@ __all__ = ["KINDS"]
 def _spaces() -> dict[str, str]:
     from apqkit.spaces import SPACES
 
-    return {name: (each.build.__doc__ or "").splitlines()[0] for name, each in SPACES.items()}
+    return _first_lines({name: each.build for name, each in SPACES.items()})
 
 
 def _formats() -> dict[str, str]:
@@ -57,12 +57,13 @@ def _strategies() -> dict[str, str]:
 
 
 def _first_lines(table: Mapping[str, object]) -> dict[str, str]:
-    return {name: (each.__doc__ or "").splitlines()[0] for name, each in table.items()}
+    return {name: (each.__doc__ or "").partition("\n")[0] for name, each in table.items()}
 
 
 def _configs() -> dict[str, str]:
     return {
-        name: text.splitlines()[0].removeprefix("# ") for name, text in shipped_configs().items()
+        name: text.partition("\n")[0].removeprefix("# ")
+        for name, text in shipped_configs().items()
     }
 
 

@@ -29,7 +29,7 @@ class RichProgress:
         self._console = Console(stderr=True, highlight=False)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from apqkit.errors import RunError
 
@@ -113,19 +115,17 @@ class StageRecord:
     Attributes:
         inputs: Everything that the stage depends on, by dotted name.
         status: "running" or "done".
-        seconds: Time it took, over all resumed parts.
+        seconds: Time of the part that finished it; what a kill cut off is not counted.
         files: SHA-256 of every file it left, by path inside the run.
     """
 
     inputs: dict[str, Any]
-    status: str = "running"
+    status: Literal["running", "done"] = "running"
     seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the inputs."""
-        return fingerprint_of(self.inputs)
+
+_RECORDS = TypeAdapter(dict[str, StageRecord])
 
 
 class RunDirectory:
@@ -157,28 +157,19 @@ class RunDirectory:
         """
         _prepare(path, create=create)
         with _locked(path):
-            yield cls(path)
+            run = cls(path)
+            if not (path / _MANIFEST).exists():
+                run._write_manifest()  # first of all files: it marks the directory as a run
+            yield run
 
     @property
     def stages(self) -> dict[str, StageRecord]:
         """Records of the stages that have been begun, by name."""
-        return {name: StageRecord(**each) for name, each in self._manifest["stages"].items()}
-
-    @property
-    def decisions(self) -> dict[str, Any]:
-        """Choices that rest on timings: made once, then read back."""
-        return dict(self._manifest["decisions"])
-
-    def decide(self, name: str, value: Any) -> Any:
-        """Returns the decision of that name, recording ``value`` if there is none yet."""
-        if name not in self._manifest["decisions"]:
-            self._manifest["decisions"][name] = value
-            self._write_manifest()
-        return self._manifest["decisions"][name]
+        return _RECORDS.validate_python(self._manifest["stages"])
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Adds facts about the whole run (seed, device, ...) to the manifest."""
-        self._manifest["facts"] = {**self._manifest.get("facts", {}), **facts}
+        self._manifest["facts"] |= facts
         self._write_manifest()
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
@@ -210,19 +201,44 @@ class RunDirectory:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def finish(self, stage: str, files: Sequence[Path]) -> None:
+    def finish(self, stage: str) -> None:
         """Records that a stage is done and what it left."""
+        seconds = round(time.monotonic() - self._started, 2)
         record = self.stages[stage]
-        digests = {str(each.relative_to(self.path)): _digest(each) or "" for each in sorted(files)}
-        seconds = record.seconds + time.monotonic() - self._started
-        self._put(stage, StageRecord(record.inputs, "done", round(seconds, 2), digests))
+        self._put(stage, StageRecord(record.inputs, "done", seconds, self._digests(stage)))
+
+    def refresh(self, stage: str) -> None:
+        """Records anew what a stage left, after something was added to it on purpose."""
+        record = self.stages.get(stage)
+        if record is not None and record.status == "done":
+            files = self._digests(stage)
+            self._put(stage, StageRecord(record.inputs, "done", record.seconds, files))
+
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Returns packages whose version is not that of the run's beginning: (then, now)."""
+        begun = self._manifest["versions"]
+        return {
+            name: (begun.get(name, "unknown"), now)
+            for name, now in _versions().items()
+            if begun.get(name, "unknown") != now
+        }
 
     def redo(self, stages: Sequence[str]) -> None:
-        """Forgets stages and deletes what they left."""
-        for stage in stages:
-            self._manifest["stages"].pop(stage, None)
-            self._write_manifest()
-            shutil.rmtree(self.path / stage, ignore_errors=True)
+        """Deletes what stages left and forgets them.
+
+        The last goes first, and its files before its record: a kill in between never leaves files
+        that nobody knows of, or a stage that is done on top of one that is not.
+
+        Args:
+            stages: In the order in which they run.
+
+        Raises:
+            RunError: A directory cannot be deleted.
+        """
+        for stage in reversed(stages):
+            _delete(self.path / stage)
+            if self._manifest["stages"].pop(stage, None) is not None:
+                self._write_manifest()
 
     def log(self, text: str) -> None:
         """Appends a line with the time to log.txt."""
@@ -231,13 +247,22 @@ class RunDirectory:
             file.write(f"{stamp} {text}\n")
 
     def _refuse_changes(self, stage: str, record: StageRecord, inputs: Mapping[str, Any]) -> None:
-        for name in sorted({*record.inputs, *inputs}):
+        for name in dict.fromkeys([*inputs, *record.inputs]):  # causes come before consequences
             before, now = record.inputs.get(name), inputs.get(name)
             if before != now:
                 raise RunError(
                     f"{self.path} was made with {name} = {before!r}, now {now!r} (stage {stage}): "
                     f"use --redo {stage} to make it and what follows again, or another --out"
                 )
+
+    def _digests(self, stage: str) -> dict[str, str]:
+        """Digest of every file of a stage, locks aside, by path inside the run."""
+        files = sorted((self.path / stage).rglob("*"))
+        return {
+            str(each.relative_to(self.path)): _digest(each) or ""
+            for each in files
+            if each.is_file() and each.suffix != ".lock"
+        }
 
     def _put(self, stage: str, record: StageRecord) -> None:
         self._manifest["stages"][stage] = asdict(record)
@@ -254,57 +279,75 @@ class RunDirectory:
                 "versions": _versions(),
                 "machine": _machine(),
                 "facts": {},
-                "decisions": {},
                 "stages": {},
             }
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            known = manifest["schema"] == _SCHEMA and isinstance(manifest["stages"], dict)
-        except (ValueError, KeyError, TypeError):
+            manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+            if manifest["schema"] == _SCHEMA:
+                _RECORDS.validate_python(manifest["stages"])
+                manifest["facts"] = dict(manifest["facts"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise RunError(f"{path} is damaged; use another --out or delete the run") from None
-        if not known:
+        if manifest["schema"] != _SCHEMA:
             raise RunError(
-                f"{path} has schema {manifest['schema']}, this version reads {_SCHEMA}: "
+                f"{path} has schema {manifest['schema']!r}, this version reads {_SCHEMA}: "
                 f"use another --out"
             )
-        return dict(manifest)
+        return manifest
 
 
 def _prepare(path: Path, *, create: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; a run needs a directory")
-    if not path.exists() and not create:
-        raise RunError(f"{path} is no run directory: it does not exist")
-    is_run = (path / _MANIFEST).exists()
-    contents = {each.name for each in path.iterdir()} - {_LOCK} if path.exists() else set()
-    if contents and not is_run and contents != {f".{_MANIFEST}.tmp"}:
-        raise RunError(
-            f"{path} is not empty and holds no run of apqkit (it has {sorted(contents)[0]!r}): "
-            f"use another --out"
-        )
-    if not contents and not create:
-        raise RunError(f"{path} is no run directory: it is empty")
     try:
+        _refuse_foreign(path, create=create)
         path.mkdir(parents=True, exist_ok=True)
-        (path / _LOCK).touch()
+        (path / _LOCK).open("ab").close()
     except OSError as fault:
         raise RunError(f"{path} cannot be written: {fault.strerror}") from None
 
 
+def _refuse_foreign(path: Path, *, create: bool) -> None:
+    if not path.exists():
+        if not create:
+            raise RunError(f"{path} is no run directory: it does not exist")
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is a file; a run needs a directory")
+    contents = {each.name for each in path.iterdir()} - {_LOCK, f".{_MANIFEST}.tmp"}
+    if _MANIFEST in contents:
+        return
+    if contents:
+        raise RunError(
+            f"{path} is not empty and holds no run of apqkit (it has {min(contents)!r}): "
+            f"use another --out"
+        )
+    if not create:
+        raise RunError(f"{path} is no run directory: it is empty")
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with (path / _LOCK).open("r+") as file:
+    with (path / _LOCK).open("r+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = file.read().strip() or "another process"
             raise RunError(
                 f"{path} is in use by {holder}; wait for it or use another --out"
             ) from None
+        except OSError as fault:
+            raise RunError(f"{path} cannot be locked: {fault.strerror}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _delete(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as fault:
+        raise RunError(f"{folder} cannot be deleted: {fault.strerror or fault}") from None
 
 
 def _digest(path: Path) -> str | None:

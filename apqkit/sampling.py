@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from apqkit.data import ImageSet
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _POOL_FACTOR = 20  # candidates drawn for each one that stratification keeps
+_SAMPLE = TypeAdapter(Sample)
 
 Kind = Literal["fp32", "mixed"]
 
@@ -217,9 +219,9 @@ def sample_of_json(row: Mapping[str, object], path: Path, cure: str) -> Sample:
     """Returns the sample that a JSON line holds.
 
     Raises:
-        RunError: A field is missing or there is one too many.
+        RunError: A field is missing, of a wrong type, or one too many.
     """
     try:
-        return Sample(**row)  # type: ignore[arg-type]
-    except TypeError:
+        return _SAMPLE.validate_python(Sample(**row).as_json())  # type: ignore[arg-type]
+    except (TypeError, ValidationError):
         raise RunError(f"{path} holds a line that is no sample; {cure}") from None

@@ -90,14 +90,14 @@ class LayerTable:
 
     A layer's activation format is that of its input. The inputs and the output of an add, and of
     a pool, carry the format of the next convolution or linear layer. Inactive rows read 0 (formats
-    and producers -1).
+    and producers -1). Kernels of convolutions are odd.
 
     Attributes:
         names: (L,) the rows' names.
         op: Index into ``OPS``.
         in_channels: Channels read.
         out_channels: Channels written.
-        kernel: Side length of a square kernel; 0 where there is none.
+        kernel: Side length of a square kernel; 1 for a linear layer, 0 where there is none.
         stride: Same in both axes; 0 where there is none.
         groups: Convolution groups (equal to the channels for a depthwise convolution).
         in_height: Height of the input in pixels.

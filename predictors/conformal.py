@@ -18,11 +18,17 @@ def conformal_half_width(residuals: NDArray[np.float64], coverage: float) -> flo
         residuals: (m,) truth minus prediction, out of fold; NaN is left out.
         coverage: In 0..1.
 
+    Raises:
+        ValueError: The coverage is out of range.
+
     >>> conformal_half_width(np.array([0.1, -0.3, 0.2, 0.4]), 0.8)
     0.4
     >>> conformal_half_width(np.array([0.1]), 0.9)
     inf
     """
+    if not 0.0 <= coverage <= 1.0:
+        raise ValueError(f"coverage must lie in 0..1, got {coverage}")
     sizes = np.sort(np.abs(residuals[~np.isnan(residuals)]))
-    place = math.ceil((len(sizes) + 1) * coverage)
+    exact = (len(sizes) + 1) * coverage  # or a little more: 25 * 0.56 > 14
+    place = max(math.ceil(exact - 1e-9), 1)
     return float(sizes[place - 1]) if place <= len(sizes) else math.inf

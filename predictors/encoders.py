@@ -63,8 +63,9 @@ class CandidateEncoder:
             hot = picks[:, index, None] == np.arange(len(dim.choices))
             columns.append((hot & used[:, None]).astype(np.float64))
             if all(isinstance(choice, int) for choice in dim.choices):
-                values = np.array(dim.choices, dtype=np.float64) / float(max(dim.choices))
-                columns.append((values[picks[:, index]] * used)[:, None])
+                values = np.array(dim.choices, dtype=np.float64)
+                shares = values / max(values.max(), 1.0)
+                columns.append((shares[picks[:, index]] * used)[:, None])
         return np.hstack(columns) if columns else np.zeros((len(picks), 0))
 
     def precision(self, picks: IntArray, active: BoolArray) -> FloatArray:
@@ -96,9 +97,7 @@ def _groups(names: Sequence[str]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         parts = name.split(".")
-        for label in dict.fromkeys(
-            (parts[0], f"{parts[0]}..{parts[-1]}", f"{parts[0]}.{parts[1]}")
-        ):
+        for label in dict.fromkeys((parts[0], f"{parts[0]}..{parts[-1]}", ".".join(parts[:2]))):
             groups.setdefault(label, []).append(index)
     return {label: members for label, members in groups.items() if len(members) > 1}
 

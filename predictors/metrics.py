@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from predictors.validation import group_labels
+
 __all__ = [
     "METRICS",
     "Interval",
@@ -23,24 +25,30 @@ Metric = Callable[[FloatArray, FloatArray], float]
 
 def kendall_tau(truth: FloatArray, predicted: FloatArray) -> float:
     """Returns Kendall's tau-b of two arrays (n,); NaN if one of them is constant."""
+    if len(truth) < 2:
+        return float("nan")
     return float(stats.kendalltau(truth, predicted).statistic)
 
 
 def spearman(truth: FloatArray, predicted: FloatArray) -> float:
     """Returns Spearman's rank correlation of two arrays (n,); NaN if one of them is constant."""
-    if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(predicted) == 0:
         return float("nan")
     return float(stats.spearmanr(truth, predicted).statistic)
 
 
 def top_quartile_tau(truth: FloatArray, predicted: FloatArray) -> float:
-    """Returns tau-b among the rows whose true value is in the best quarter."""
+    """Returns tau-b among the rows whose true value is in the best quarter, ties included."""
+    if not len(truth):
+        return float("nan")
     best = truth >= np.quantile(truth, 0.75)
     return kendall_tau(truth[best], predicted[best])
 
 
 def rmse(truth: FloatArray, predicted: FloatArray) -> float:
-    """Returns the root mean squared error of two arrays (n,)."""
+    """Returns the root mean squared error of two arrays (n,); NaN if they are empty."""
+    if not len(truth):
+        return float("nan")
     return float(np.sqrt(np.mean((truth - predicted) ** 2)))
 
 
@@ -59,8 +67,8 @@ class Interval:
 
     Attributes:
         value: The score of all rows.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end; NaN where no sample has a score.
+        high: Upper end; likewise.
     """
 
     value: float
@@ -90,13 +98,14 @@ def bootstrap_interval(
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    labels = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    labels = group_labels(len(truth), groups)
     members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    scores = []
-    for _ in range(draws):
+    scores = np.empty(draws)
+    for draw in range(draws):
         drawn = rng.integers(0, len(members), len(members))
         rows = np.concatenate([members[each] for each in drawn])
-        scores.append(metric(truth[rows], predicted[rows]))
+        scores[draw] = metric(truth[rows], predicted[rows])
     tail = (1.0 - coverage) / 2.0
-    low, high = np.nanquantile(scores, [tail, 1.0 - tail])
+    known = scores[~np.isnan(scores)]
+    low, high = np.quantile(known, [tail, 1.0 - tail]) if len(known) else (np.nan, np.nan)
     return Interval(metric(truth, predicted), float(low), float(high))

@@ -4,26 +4,30 @@ Loading fits again and compares. What was saved under other library versions may
 error names both.
 """
 
+import hashlib
+import io
 import json
 import platform
-import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 from numpy.typing import NDArray
 
 from predictors.table import PREDICTORS
 from predictors.transfer import TransferPredictor
+from predictors.validation import group_labels
 
 __all__ = ["load_predictor", "save_predictor"]
 
 _HEADER = "predictor.json"
 _ROWS = "rows.npz"
 _BASE = "base"
+_TRANSFER = "transfer"
 _CHECKED_ROWS = 16
 _TOLERANCE = 1e-6
+_CURE = "fit and save it again"
 
 
 def save_predictor(
@@ -48,29 +52,24 @@ def save_predictor(
     Raises:
         ValueError: The predictor's class is not in the table, or a base comes without its rows.
     """
+    base = predictor.base if isinstance(predictor, TransferPredictor) else None
+    described = _described(predictor)
+    if base is not None:
+        if base_rows is None:
+            raise ValueError("a transfer predictor with a base needs base_rows to be saved")
+        save_predictor(folder / _BASE, base, *base_rows)
     folder.mkdir(parents=True, exist_ok=True)
-    params = predictor.get_params(deep=False)
-    if isinstance(predictor, TransferPredictor):
-        name = "transfer"
-        base, residual = params.pop("base"), params.pop("residual")
-        params["residual"] = None if residual is None else _name_of(residual)
-        if base is not None:
-            if base_rows is None:
-                raise ValueError("a transfer predictor with a base needs base_rows to be saved")
-            save_predictor(folder / _BASE, base, *base_rows)
-    else:
-        name = _name_of(predictor)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, X=X, y=y, groups=group_labels(len(y), groups))
+    (folder / _ROWS).write_bytes(buffer.getvalue())
     header = {
-        "name": name,
-        "params": params,
+        **described,
         "versions": _versions(),
-        "has_base": (folder / _BASE).exists(),
+        "rows_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "check": [float(each) for each in predictor.predict(X[:_CHECKED_ROWS])],
     }
-    (folder / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-    labels = np.arange(len(y)) if groups is None else groups
-    with (folder / _ROWS).open("wb") as file:
-        np.savez_compressed(file, X=X, y=y, groups=labels)
+    text = json.dumps(header, indent=2, default=_plain) + "\n"
+    (folder / _HEADER).write_text(text, encoding="utf-8")
 
 
 def load_predictor(folder: Path) -> Any:
@@ -81,47 +80,83 @@ def load_predictor(folder: Path) -> Any:
             sets of library versions.
     """
     header, rows = _read(folder)
-    params = header["params"]
-    if header["name"] == "transfer":
-        base = load_predictor(folder / _BASE) if header["has_base"] else None
-        residual = params.pop("residual")
-        residual = None if residual is None else PREDICTORS[residual]()
-        predictor: Any = TransferPredictor(base, residual, **params)
-    elif header["name"] in PREDICTORS:
-        params = {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
-        predictor = PREDICTORS[header["name"]](**params)
-    else:
-        raise ValueError(f"{folder} holds a predictor of unknown name {header['name']!r}")
-    predictor.fit(rows["X"], rows["y"], groups=rows["groups"])
-    found = predictor.predict(rows["X"][:_CHECKED_ROWS])
-    if not np.allclose(found, header["check"], rtol=0.0, atol=_TOLERANCE):
+    base = load_predictor(folder / _BASE) if header.get("has_base") else None
+    try:
+        predictor = _made(header, base)
+        predictor.fit(rows["X"], rows["y"], groups=rows["groups"])
+        expected = np.array(header["check"], dtype=np.float64)
+        found = predictor.predict(rows["X"][:_CHECKED_ROWS])
+    except Exception as fault:  # noqa: BLE001 - what an edited header breaks is not ours to know
+        raise _damaged(folder / _HEADER, fault) from None
+    close = found.shape == expected.shape and np.allclose(
+        found, expected, rtol=_TOLERANCE, atol=_TOLERANCE
+    )
+    if not close:
         raise ValueError(
-            f"{folder} predicts differently when fitted again: saved under {header['versions']}, "
-            f"now {_versions()}"
+            f"{folder} predicts differently when fitted again: saved under "
+            f"{header.get('versions')}, now {_versions()}; {_CURE}"
         )
     return predictor
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Returns the header and the rows that belong to it."""
     try:
         header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
-        with np.load(folder / _ROWS, allow_pickle=False) as archive:
-            rows = {name: archive[name] for name in ("X", "y", "groups")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as fault:
-        raise ValueError(f"{folder} holds no predictor: {fault}") from None
-    return header, rows
+        expected = header["rows_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise _damaged(folder / _HEADER, fault) from None
+    try:
+        content = (folder / _ROWS).read_bytes()
+    except OSError as fault:
+        raise _damaged(folder / _ROWS, fault) from None
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ValueError(f"{folder / _ROWS} is not what {_HEADER} was saved with: {_CURE}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return header, {name: archive[name] for name in ("X", "y", "groups")}
+    except Exception as fault:  # noqa: BLE001 - an archive can be wrong in many ways
+        raise _damaged(folder / _ROWS, fault) from None
 
 
-def _name_of(predictor: Any) -> str:
-    for name, kind in PREDICTORS.items():
-        if type(predictor) is kind:
-            return name
-    raise ValueError(f"{type(predictor).__name__} is not in PREDICTORS, so it cannot be saved")
+def _damaged(path: Path, fault: Exception) -> ValueError:
+    reason = fault.strerror if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
+    return ValueError(f"{path} is missing or damaged ({reason}): {_CURE}")
+
+
+def _described(predictor: Any) -> dict[str, Any]:
+    """Returns name and parameters, without a base."""
+    params = predictor.get_params(deep=False)
+    if not isinstance(predictor, TransferPredictor):
+        for name, kind in PREDICTORS.items():
+            if type(predictor) is kind:
+                return {"name": name, "params": params}
+        raise ValueError(f"{type(predictor).__name__} is not in PREDICTORS, so it cannot be saved")
+    base, residual = params.pop("base"), params.pop("residual")
+    params["residual"] = None if residual is None else _described(residual)
+    return {"name": _TRANSFER, "params": params, "has_base": base is not None}
+
+
+def _made(described: dict[str, Any], base: Any) -> Any:
+    """Returns the unfitted predictor that was described."""
+    name = described["name"]
+    params: dict[str, Any]
+    params = {k: tuple(v) if isinstance(v, list) else v for k, v in described["params"].items()}
+    if name == _TRANSFER:
+        residual = params.pop("residual")
+        residual = None if residual is None else _made(residual, None)
+        return TransferPredictor(base, residual, **params)
+    if name not in PREDICTORS:
+        known = ", ".join([*PREDICTORS, _TRANSFER])
+        raise ValueError(f"no predictor named {name!r}; there are: {known}")
+    return PREDICTORS[name](**params)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a NumPy scalar as JSON knows it."""
+    return value.item()
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-    }
+    libraries = ("numpy", "scipy", "scikit-learn", "xgboost")
+    return {"python": platform.python_version()} | {name: version(name) for name in libraries}

@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from predictors.metrics import kendall_tau
-from predictors.validation import out_of_fold
+from predictors.validation import group_labels, out_of_fold, split_by_group
 
 __all__ = [
     "AutoPredictor",
@@ -24,6 +25,7 @@ __all__ = [
     "ExtraTreesPredictor",
     "RidgePredictor",
     "from_link",
+    "shift_off_fractions",
     "to_link",
     "uses_logit",
 ]
@@ -32,6 +34,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _EDGE = 5e-3  # accuracies are kept this far from 0 and 1 before the logit
+_SPREAD_FOLDS = 3  # of boosted trees, to learn how far they err
 _CLIP = 5.0  # standardised features are clipped here: a far column must not rule the fit
 
 
@@ -50,7 +53,15 @@ def to_link(y: FloatArray, *, logit: bool) -> FloatArray:
 
 def from_link(z: FloatArray, *, logit: bool) -> FloatArray:
     """Returns what :func:`to_link` took."""
-    return 1.0 / (1.0 + np.exp(-z)) if logit else z
+    return np.asarray(expit(z)) if logit else z
+
+
+def shift_off_fractions(z: FloatArray) -> float:
+    """Returns what to subtract from values (n,) so that no predictor takes them for fractions.
+
+    What is on the link scale already must not be put on a logit scale again.
+    """
+    return float(np.max(z)) + 1.0
 
 
 class _Predictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -60,7 +71,7 @@ class _Predictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together."""
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
         self.logit_ = uses_logit(y)
-        self._fit_link(X, to_link(y, logit=self.logit_), groups)
+        self._fit_link(X, to_link(y, logit=self.logit_), group_labels(len(y), groups))
         return self
 
     def predict(
@@ -76,7 +87,7 @@ class _Predictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         slope = y * (1.0 - y) if self.logit_ else 1.0
         return y, deviation * slope
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
         raise TypeError(f"{type(self).__name__} does not fit")
 
     def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -93,12 +104,16 @@ class RidgePredictor(_Predictor):
     def __init__(self, alphas: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)) -> None:
         self.alphas = alphas
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
         del groups
         self.mean_ = X.mean(axis=0)
         deviation = X.std(axis=0)
         self.scale_ = np.where(deviation > 1e-12, deviation, np.inf)
-        self.ridge_ = RidgeCV(alphas=self.alphas).fit(self._standardised(X), z)
+        columns = self._standardised(X)
+        if len(z) < 2:  # nothing is left when one is left out
+            self.ridge_, self.deviation_ = Ridge().fit(columns, z), 0.0
+            return
+        self.ridge_ = RidgeCV(alphas=list(self.alphas)).fit(columns, z)
         self.deviation_ = float(np.sqrt(max(-self.ridge_.best_score_, 0.0)))
 
     def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -131,7 +146,7 @@ class ExtraTreesPredictor(_Predictor):
         self.max_features = max_features
         self.random_state = random_state
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
         del groups
         self.trees_ = ExtraTreesRegressor(
             n_estimators=self.n_estimators,
@@ -148,6 +163,9 @@ class ExtraTreesPredictor(_Predictor):
 
 class BoostedTreesPredictor(_Predictor):
     """Gradient-boosted trees of XGBoost, with small, slow steps for few rows.
+
+    The standard deviation is that of rows held out in turn: trees like these learn their own rows
+    by heart.
 
     Args:
         n_estimators: Number of trees.
@@ -168,11 +186,21 @@ class BoostedTreesPredictor(_Predictor):
         self.max_depth = max_depth
         self.random_state = random_state
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
-        del groups
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
+        self.trees_ = self._new_trees().fit(X, z)
+        unseen = np.full(len(z), z.mean())
+        if groups.max() > 0:
+            for train, test in split_by_group(groups, folds=_SPREAD_FOLDS):
+                unseen[test] = self._new_trees().fit(X[train], z[train]).predict(X[test])
+        self.deviation_ = float(np.sqrt(np.mean((z - unseen) ** 2)))
+
+    def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return self.trees_.predict(X).astype(np.float64), np.full(len(X), self.deviation_)
+
+    def _new_trees(self) -> Any:
         from xgboost import XGBRegressor  # slow to import, and only this class needs it
 
-        self.trees_ = XGBRegressor(
+        return XGBRegressor(
             n_estimators=self.n_estimators,
             learning_rate=self.learning_rate,
             max_depth=self.max_depth,
@@ -180,11 +208,7 @@ class BoostedTreesPredictor(_Predictor):
             subsample=0.8,
             colsample_bytree=0.5,
             n_jobs=1,
-        ).fit(X, z)
-        self.deviation_ = float(np.std(z - self.trees_.predict(X)))
-
-    def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
-        return self.trees_.predict(X).astype(np.float64), np.full(len(X), self.deviation_)
+        )
 
 
 class BlendPredictor(_Predictor):
@@ -201,7 +225,7 @@ class BlendPredictor(_Predictor):
         self.n_estimators = n_estimators
         self.random_state = random_state
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
         trees = ExtraTreesPredictor(self.n_estimators, random_state=self.random_state)
         self.members_ = [RidgePredictor(), trees]
         for member in self.members_:
@@ -218,27 +242,27 @@ class AutoPredictor(_Predictor):
 
     Args:
         folds: Of the inner cross-validation, grouped where groups are given.
+        n_estimators: Number of trees of those that have trees.
         random_state: Seed.
 
     Attributes:
-        scores_: Kendall's tau of each predictor tried, out of fold.
+        scores_: Kendall's tau of each predictor tried, out of fold; 0 where it has none.
         chosen_: Name of the one that was taken.
     """
 
-    def __init__(self, folds: int = 5, random_state: int = 0) -> None:
+    def __init__(self, folds: int = 5, n_estimators: int = 100, random_state: int = 0) -> None:
         self.folds = folds
+        self.n_estimators = n_estimators
         self.random_state = random_state
 
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray | None) -> None:
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
+        trees = {"n_estimators": self.n_estimators, "random_state": self.random_state}
         tried: dict[str, Any] = {
             "ridge": RidgePredictor(),
-            "extra_trees": ExtraTreesPredictor(random_state=self.random_state),
-            "blend": BlendPredictor(random_state=self.random_state),
+            "extra_trees": ExtraTreesPredictor(**trees),
+            "blend": BlendPredictor(**trees),
         }
-        self.scores_ = {
-            name: _tau_or_zero(z, out_of_fold(each, X, z, groups, folds=self.folds))
-            for name, each in tried.items()
-        }
+        self.scores_ = {name: self._score(each, X, z, groups) for name, each in tried.items()}
         self.chosen_ = max(self.scores_, key=lambda name: self.scores_[name])
         self.predictor_ = clone(tried[self.chosen_])
         self.predictor_._fit_link(X, z, groups)
@@ -247,7 +271,9 @@ class AutoPredictor(_Predictor):
         link: tuple[FloatArray, FloatArray] = self.predictor_._predict_link(X)
         return link
 
-
-def _tau_or_zero(truth: FloatArray, predicted: FloatArray) -> float:
-    tau = kendall_tau(truth, predicted)
-    return tau if np.isfinite(tau) else 0.0
+    def _score(self, tried: Any, X: FloatArray, z: FloatArray, groups: IntArray) -> float:
+        if groups.max() < 1:
+            return 0.0
+        shifted = z - shift_off_fractions(z)
+        tau = kendall_tau(z, out_of_fold(tried, X, shifted, groups, folds=self.folds))
+        return tau if np.isfinite(tau) else 0.0

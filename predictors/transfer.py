@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from predictors.regressors import BlendPredictor, from_link, to_link, uses_logit
-from predictors.validation import out_of_fold
+from predictors.regressors import (
+    BlendPredictor,
+    from_link,
+    shift_off_fractions,
+    to_link,
+    uses_logit,
+)
+from predictors.validation import group_labels, out_of_fold
 
 __all__ = ["TransferPredictor"]
 
@@ -66,10 +72,12 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         z = to_link(y, logit=self.logit_)
         prior = self._prior(X)
         self.anchor_ = _anchor(prior, z)
+        self.shift_ = shift_off_fractions(z - prior)
         self.residual_ = self._new_residual()
-        self.uses_residual_ = self._pays(X, z, prior, groups)
+        labels = group_labels(len(y), groups)
+        self.uses_residual_ = self._pays(X, z, prior, labels)
         if self.uses_residual_:
-            self.residual_.fit(self._columns(X, prior), z - prior, groups)
+            self.residual_.fit(self._columns(X, prior), z - prior - self.shift_, labels)
         return self
 
     def predict(
@@ -83,7 +91,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             difference, deviation = self.residual_.predict(
                 self._columns(X, prior), return_std=True
             )
-            z = prior + difference
+            z = prior + self.shift_ + difference
         else:
             offset, slope, spread = self.anchor_
             z, deviation = offset + slope * prior, np.full(len(X), spread)
@@ -106,19 +114,15 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _columns(self, X: FloatArray, prior: FloatArray) -> FloatArray:
         return X if self.base is None else np.hstack([X, prior[:, None]])
 
-    def _pays(
-        self, X: FloatArray, z: FloatArray, prior: FloatArray, groups: IntArray | None
-    ) -> bool:
+    def _pays(self, X: FloatArray, z: FloatArray, prior: FloatArray, labels: IntArray) -> bool:
         """Returns whether the difference beats the re-anchored base out of fold."""
-        labels = np.arange(len(z)) if groups is None else np.asarray(groups)
         self.out_of_fold_ = np.full(len(z), np.nan)
         self.gain_ = self.gain_error_ = float("nan")
-        if len(np.unique(labels)) < 2 * self.folds:
+        if labels.max() + 1 < 2 * self.folds:
             return self.base is None
-        columns = self._columns(X, prior)
-        learned = prior + out_of_fold(
-            self._new_residual(), columns, z - prior, labels, folds=self.folds
-        )
+        columns, shifted = self._columns(X, prior), z - prior - self.shift_
+        unseen = out_of_fold(self._new_residual(), columns, shifted, labels, folds=self.folds)
+        learned = prior + self.shift_ + unseen
         anchored = out_of_fold(_Anchor(), prior[:, None], z, labels, folds=self.folds)
         gains = (z - anchored) ** 2 - (z - learned) ** 2
         self.gain_ = float(gains.mean())

@@ -1,6 +1,5 @@
 """Cost models and the devices that latency can be asked for."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +85,7 @@ def _table_device(source: Path) -> Device:
     def prepare(networks: LayerTable, batch: int, file: Path, progress: Progress) -> None:
         del networks, progress
         _load_table(batch, source)
-        shutil.copyfile(source, file)
+        write_atomically(file, source.read_bytes())
 
     return Device(f"measured table {source.name}", prepare, _load_table)
 

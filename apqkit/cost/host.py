@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from apqkit.cost.keys import distinct_keys
 from apqkit.cost.lut import (
     LookupTable,
     carrier_columns,
+    check_same_hardware,
     missing_keys,
     named_key,
     read_lut,
@@ -34,6 +36,7 @@ __all__ = ["build_host_table", "cache_directory", "host_header", "time_layers"]
 
 _LAYERS_A_GRAPH = 24
 _WARM_UP, _REPEATS = 10, 60
+_SMALLEST_MS = 1e-5  # the profiler counts whole microseconds, so the fastest kernels may read 0
 
 
 def cache_directory() -> Path:
@@ -68,14 +71,17 @@ def build_host_table(table: LayerTable, *, batch: int, progress: Progress) -> Lo
         table: Networks whose layers are wanted.
         batch: Images a run.
         progress: Shows the layers that are timed.
+
+    Raises:
+        CostError: The cache is damaged, or no layer has a kernel here.
     """
     header = host_header(batch)
     identity = {name: value for name, value in header.items() if name != "date"}
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = cache_directory() / "lut" / f"host_{digest}.csv"
-    known = read_lut(path) if path.exists() else None
+    known = _cached(path, header)
     columns, runs = carrier_columns(table)
-    keys = distinct_keys(table, np.where(runs[..., None], columns, columns[0, 0]))
+    keys = distinct_keys(replace(table, active=table.active & runs), columns)
     wanted = missing_keys(known, keys)
     if len(wanted):
         timed = _timed_table(wanted, header, batch, progress)
@@ -83,6 +89,18 @@ def build_host_table(table: LayerTable, *, batch: int, progress: Progress) -> Lo
         write_lut(path, known)
     if known is None:
         raise CostError("there is no layer to time")
+    return known
+
+
+def _cached(path: Path, header: dict[str, str]) -> LookupTable | None:
+    """Returns the cached table of this hardware, if there is one."""
+    if not path.exists():
+        return None
+    try:
+        known = read_lut(path)
+        check_same_hardware(known.header, header)
+    except CostError as fault:
+        raise CostError(f"{fault}; delete {path} to time its layers again") from None
     return known
 
 
@@ -116,12 +134,12 @@ def _timed_table(
             chosen = wanted[start : start + _LAYERS_A_GRAPH]
             parts.append(time_layers(chosen, batch=batch))
             advance(len(chosen))
-    times = np.sort(np.concatenate(parts), axis=1)
+    times = np.maximum(np.sort(np.concatenate(parts), axis=1), _SMALLEST_MS)
     middle = times[:, _REPEATS // 5 : _REPEATS - _REPEATS // 5]  # a mean resolves parts of a tick
     return LookupTable(
         header=header,
         keys=wanted,
-        latency_ms=np.maximum(middle.mean(axis=1), 1e-5),
+        latency_ms=middle.mean(axis=1),
         p10_ms=times[:, _REPEATS // 10],
         p90_ms=times[:, _REPEATS - 1 - _REPEATS // 10],
         count=np.full(len(wanted), _REPEATS),

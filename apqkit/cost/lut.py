@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "LookupTable",
     "LutCost",
     "carrier_columns",
+    "check_same_hardware",
     "missing_keys",
     "named_key",
     "read_lut",
@@ -69,17 +70,26 @@ class LookupTable:
         Raises:
             CostError: The headers differ in anything but the date.
         """
-        for name, value in self.header.items():
-            if name != "date" and other.header.get(name) != value:
-                raise CostError(
-                    f"tables of different hardware do not mix: {name} is {value!r} and "
-                    f"{other.header.get(name)!r}"
-                )
+        check_same_hardware(self.header, other.header)
         joined = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("keys", *_MS_COLUMNS, "count")
         }
         return LookupTable(other.header, **joined)
+
+
+def check_same_hardware(first: Mapping[str, str], second: Mapping[str, str]) -> None:
+    """Checks that two headers differ in the date alone.
+
+    Raises:
+        CostError: They do not; it names the first difference.
+    """
+    for name in {**first, **second}:
+        if name != "date" and first.get(name) != second.get(name):
+            raise CostError(
+                f"tables of different hardware do not mix: {name} is {first.get(name)!r} and "
+                f"{second.get(name)!r}"
+            )
 
 
 def read_lut(path: Path) -> LookupTable:
@@ -90,14 +100,14 @@ def read_lut(path: Path) -> LookupTable:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        header = dict(
-            line.removeprefix(_HEADER_MARK).split(": ", 1)
-            for line in lines
-            if line.startswith(_HEADER_MARK)
-        )
         frame = pd.read_csv(io.StringIO("\n".join(each for each in lines if each[:1] != "#")))
-    except (OSError, ValueError, pd.errors.ParserError) as fault:
-        raise CostError(f"{path} is no look-up table: {fault}") from None
+    except (OSError, ValueError) as fault:
+        raise CostError(f"{path} is no look-up table: {str(fault).strip()}") from None
+    header = {}
+    for line in lines:
+        if line.startswith(_HEADER_MARK):
+            name, _, value = line.removeprefix(_HEADER_MARK).partition(": ")
+            header[name] = value
     missing = [name for name in (*KEY_COLUMNS, *_MS_COLUMNS, "count") if name not in frame]
     if missing:
         raise CostError(f"{path} is no look-up table: it lacks the column {missing[0]!r}")
@@ -105,16 +115,16 @@ def read_lut(path: Path) -> LookupTable:
         raise CostError(f"{path} must be in units 'ms', got {header.get('units')!r}")
     if frame.empty:
         raise CostError(f"{path} holds no rows")
-    latency = frame["latency_ms"].to_numpy(np.float64)
-    if not (np.isfinite(latency).all() and (latency > 0).all()):
-        raise CostError(f"{path} holds a latency_ms that is no positive number")
+    figures = {}
+    for name in (*_MS_COLUMNS, "count"):
+        figures[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+        if not (np.isfinite(figures[name]) & (figures[name] > 0)).all():
+            raise CostError(f"{path} holds a {name} that is no positive number")
     return LookupTable(
         header=header,
         keys=_coded(frame, path),
-        latency_ms=latency,
-        p10_ms=frame["p10_ms"].to_numpy(np.float64),
-        p90_ms=frame["p90_ms"].to_numpy(np.float64),
-        count=frame["count"].to_numpy(np.int64),
+        **{name: figures[name] for name in _MS_COLUMNS},
+        count=figures["count"].astype(np.int64),
     )
 
 
@@ -123,11 +133,9 @@ class Coverage:
     """What a table could not look up.
 
     Attributes:
-        found: Distinct layers that were in the table.
-        estimated: Layers that were not, by text, with the estimate in ms.
+        estimated: Layers that it lacked, by text, with the estimate in ms.
     """
 
-    found: int = 0
     estimated: dict[str, float] = field(default_factory=dict)
 
 
@@ -143,10 +151,8 @@ class LutCost:
     def __init__(self, table: LookupTable) -> None:
         self.table = table
         self.coverage = Coverage()
-        order = np.lexsort(table.keys.T[::-1])
-        self._known = {
-            tuple(table.keys[row].tolist()): float(table.latency_ms[row]) for row in order
-        }
+        prices = zip(table.keys.tolist(), table.latency_ms.tolist(), strict=True)
+        self._known: dict[tuple[int, ...], float] = {tuple(key): price for key, price in prices}
 
     def cost(self, table: LayerTable) -> dict[str, FloatArray]:
         """Returns ``{"latency_ms": (n,)}``; NaN where a format has no kernel on the device."""
@@ -155,18 +161,17 @@ class LutCost:
     def layer_latency_ms(self, table: LayerTable) -> FloatArray:
         """(n, L) latency of each row; 0 where inactive, NaN without a kernel."""
         columns, runs = carrier_columns(table)
-        found = distinct_keys(table, columns)
+        found = distinct_keys(replace(table, active=table.active & runs), columns)
         prices = np.array([self._price(tuple(key)) for key in found.keys.tolist()])
-        latency = np.where(found.active, prices[found.index], 0.0)
-        return np.where(runs, latency, np.nan)
+        latency = np.where(runs, 0.0, np.nan)
+        latency[found.active] = prices[found.index[found.active]]
+        return latency
 
     def _price(self, key: tuple[int, ...]) -> float:
         if key not in self._known:
             self._known[key] = self._estimate(np.array(key))
             text = " ".join(map(str, named_key(np.array(key))))
             self.coverage.estimated[text] = self._known[key]
-        else:
-            self.coverage.found += 1
         return self._known[key]
 
     def _estimate(self, key: IntArray) -> float:
@@ -210,13 +215,14 @@ def carrier_columns(table: LayerTable) -> tuple[IntArray, BoolArray]:
 
 
 def _work(keys: IntArray) -> FloatArray:
-    """(m, 2) multiply-accumulates (at least 1) and elements moved, of key rows."""
+    """(m, 2) multiply-accumulates and elements moved, at least 1 each, of key rows."""
     column = {name: keys[:, i].astype(np.float64) for i, name in enumerate(KEY_COLUMNS)}
     pixels = column["in_height"] * column["in_width"]
     outputs = pixels / np.maximum(column["stride"], 1) ** 2
     taps = column["kernel"] ** 2 * column["in_channels"] / np.maximum(column["groups"], 1)
     moved = pixels * column["in_channels"] + outputs * column["out_channels"]
-    return np.stack([np.maximum(outputs * column["out_channels"] * taps, 1), moved], axis=1)
+    work = np.stack([outputs * column["out_channels"] * taps, moved], axis=1)
+    return np.asarray(np.maximum(work, 1.0))
 
 
 def named_key(key: IntArray) -> list[str | int]:
@@ -242,10 +248,18 @@ def _coded(frame: pd.DataFrame, path: Path) -> IntArray:
             values = values.map({op: code for code, op in enumerate(OPS)})
         elif name.endswith("_format"):
             values = values.map(codes)
+        else:
+            values = pd.to_numeric(values, errors="coerce")
+            values = values.where((values >= 0) & (values % 1 == 0))
         if values.isna().any():
             raise CostError(f"{path} holds an unknown value in column {name!r}")
         columns.append(values.to_numpy(np.int64))
-    return np.stack(columns, axis=1)
+    keys = np.stack(columns, axis=1)
+    _, first, times = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    if (times > 1).any():
+        text = " ".join(map(str, named_key(keys[first[times > 1].min()])))
+        raise CostError(f"{path} holds a layer twice: {text}")
+    return keys
 
 
 def write_lut(path: Path, table: LookupTable) -> None:

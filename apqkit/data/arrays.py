@@ -1,6 +1,7 @@
 """Images and labels from arrays: what every loader of a user's own data goes through."""
 
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,27 @@ from apqkit.errors import DataError
 
 __all__ = ["images_from_arrays", "read_npz", "required_path"]
 
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
 
 def required_path(config: DataConfig) -> Path:
     """Returns ``data.path``.
 
     Raises:
-        DataError: It is not set.
+        DataError: It is not set, or begins with the ~ of an unknown user.
     """
     if config.path is None:
         raise DataError(f"data.name {config.name!r} needs data.path: --set data.path=PATH")
-    return Path(config.path).expanduser()
+    try:
+        return Path(config.path).expanduser()
+    except RuntimeError:
+        raise DataError(f"data.path {config.path!r} names no user's home directory") from None
 
 
 def read_npz(path: Path) -> RawImages:
     """Reads x_train, y_train and, where present, x_test, y_test from a file of plain arrays.
+
+    Other arrays in the file are left alone.
 
     Raises:
         DataError: The file is missing, broken, or holds something else.
@@ -35,7 +43,7 @@ def read_npz(path: Path) -> RawImages:
     return images_from_arrays(_read_arrays(path), str(path))
 
 
-def images_from_arrays(arrays: dict[str, NDArray[np.generic]], where: str) -> RawImages:
+def images_from_arrays(arrays: Mapping[str, NDArray[np.generic]], where: str) -> RawImages:
     """Checks named arrays and returns them as images.
 
     Args:
@@ -45,48 +53,54 @@ def images_from_arrays(arrays: dict[str, NDArray[np.generic]], where: str) -> Ra
     Raises:
         DataError: An array is missing, or its shape, type or values are wrong.
     """
-    for key in ("x_train", "y_train"):
-        if key not in arrays:
-            found = ", ".join(sorted(arrays)) or "nothing"
-            raise DataError(f"{where} must hold x_train and y_train, got {found}")
-    if ("x_test" in arrays) != ("y_test" in arrays):
-        raise DataError(f"{where} must hold both x_test and y_test, or neither")
+    _check_names(arrays, where)
     x_train = _as_pixels(arrays["x_train"], f"x_train in {where}")
-    names = _class_names(arrays["y_train"], f"y_train in {where}")
-    y_train = _as_indices(arrays["y_train"], names, len(x_train), f"y_train in {where}")
+    labels = _checked_labels(arrays["y_train"], len(x_train), f"y_train in {where}")
+    names, y_train = np.unique(labels, return_inverse=True)
+    class_names = tuple(map(str, names))
     if "x_test" not in arrays:
-        return RawImages(x_train, y_train, tuple(map(str, names)))
+        return RawImages(x_train, y_train.astype(np.int64), class_names)
     x_test = _as_pixels(arrays["x_test"], f"x_test in {where}")
-    y_test = _as_indices(arrays["y_test"], names, len(x_test), f"y_test in {where}")
-    return RawImages(x_train, y_train, tuple(map(str, names)), x_test, y_test)
+    labels = _checked_labels(arrays["y_test"], len(x_test), f"y_test in {where}")
+    y_test = _as_indices(labels, names, f"y_test in {where}")
+    return RawImages(x_train, y_train.astype(np.int64), class_names, x_test, y_test)
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no .npz file, or was cut short")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise DataError(f"{path} is no readable .npz file of plain arrays: {reason}") from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            _check_names(archive.files, str(path))
+            return {key: np.asarray(archive[key]) for key in _NAMES if key in archive.files}
+    except DataError:
+        raise
+    except Exception as fault:  # a broken file can raise anything from zip, zlib or the tokenizer
+        reason = str(fault).partition("\n")[0]
+        raise DataError(f"{path} is damaged or holds objects: {reason}") from fault
+
+
+def _check_names(names: Collection[str], where: str) -> None:
+    if not {"x_train", "y_train"} <= set(names):
+        found = ", ".join(sorted(names)) or "nothing"
+        raise DataError(f"{where} must hold x_train and y_train, got {found}")
+    if ("x_test" in names) != ("y_test" in names):
+        raise DataError(f"{where} must hold both x_test and y_test, or neither")
 
 
 def _as_pixels(array: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
     images = _channels_first(array, where)
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
-    if np.issubdtype(images.dtype, np.floating):
-        values = images.astype(np.float64)
-        if not np.isfinite(values).all() or values.min() < 0.0 or values.max() > 1.0:
-            raise DataError(
-                f"{where} must lie in 0..1 when given as floats, "
-                f"got {np.nanmin(values):g}..{np.nanmax(values):g}"
-            )
-        return np.rint(values * 255).astype(np.uint8)
-    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{where} must be uint8, or floats in 0..1, got {images.dtype}")
+    low, high = float(images.min()), float(images.max())  # NaN if any is NaN
+    if images.dtype.kind == "f" and 0.0 <= low <= high <= 1.0:
+        return np.rint(images.astype(np.float64) * 255).astype(np.uint8)
+    if images.dtype.kind in "iu" and 0 <= low <= high <= 255:
         return images.astype(np.uint8)
     raise DataError(
-        f"{where} must be uint8, or floats in 0..1, got {images.dtype} "
-        f"in {images.min()}..{images.max()}"
+        f"{where} must be uint8, or floats in 0..1, got {images.dtype} in {low:g}..{high:g}"
     )
 
 
@@ -99,27 +113,25 @@ def _channels_first(array: NDArray[np.generic], where: str) -> NDArray[np.generi
         if array.shape[1] in (1, 3):
             return array
     raise DataError(
-        f"{where} must have shape (n, height, width) or (n, height, width, 1 or 3), "
+        f"{where} must have shape (n, height, width), with 1 or 3 channels last or first, "
         f"got {array.shape}"
     )
 
 
-def _class_names(labels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
-    if labels.ndim != 1 or not (
-        np.issubdtype(labels.dtype, np.integer) or np.issubdtype(labels.dtype, np.str_)
-    ):
+def _checked_labels(labels: NDArray[np.generic], count: int, where: str) -> NDArray[np.generic]:
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
             f"{where} must be one-dimensional integers or texts, "
             f"got {labels.dtype} of shape {labels.shape}"
         )
-    return np.unique(labels)
+    if len(labels) != count:
+        raise DataError(f"{where} must hold one label an image ({count}), got {len(labels)}")
+    return labels
 
 
 def _as_indices(
-    labels: NDArray[np.generic], names: NDArray[np.generic], count: int, where: str
+    labels: NDArray[np.generic], names: NDArray[np.generic], where: str
 ) -> NDArray[np.int64]:
-    if len(labels) != count:
-        raise DataError(f"{where} must hold one label an image ({count}), got {len(labels)}")
     unknown = sorted(set(labels.tolist()) - set(names.tolist()))
     if unknown:
         raise DataError(f"{where} holds the label {unknown[0]!r} that y_train does not have")

@@ -56,10 +56,11 @@ def load_fashion_mnist(config: DataConfig) -> RawImages:
         )
     path = required_path(config)
     raw = read_idx_folder(path, FILES) if path.is_dir() else read_npz(path)
-    if raw.x_train.shape[1:] != (1, 28, 28) or len(raw.class_names) != len(CLASS_NAMES):
+    labels = tuple(str(label) for label in range(len(CLASS_NAMES)))
+    if raw.x_train.shape[1:] != (1, 28, 28) or raw.class_names != labels:
         raise DataError(
-            f"{path} is not Fashion-MNIST: expected 28x28 grey images of 10 classes, "
-            f"got {raw.x_train.shape[1:]} and {len(raw.class_names)} classes"
+            f"{path} is not Fashion-MNIST: expected 28x28 grey images and labels 0 to 9, "
+            f"got {raw.x_train.shape[1:]} and labels {', '.join(raw.class_names)}"
         )
     return RawImages(raw.x_train, raw.y_train, CLASS_NAMES, raw.x_test, raw.y_test)
 
@@ -72,7 +73,7 @@ def read_idx_folder(folder: Path, files: Mapping[str, tuple[str, str]]) -> RawIm
         files: For each array name the file and its MD5 sum.
 
     Raises:
-        DataError: A file is missing, or is not the one with that sum.
+        DataError: A file is missing, is not the one with that sum, or is no IDX file.
     """
     arrays = {key: _read_idx(folder / name, md5) for key, (name, md5) in files.items()}
     return images_from_arrays(arrays, str(folder))
@@ -89,6 +90,9 @@ def _read_idx(path: Path, md5: str) -> NDArray[np.generic]:
         raw = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as fault:
         raise DataError(f"{path} is no gzip file: {fault}") from None
-    axes = raw[3]  # two zero bytes, the type (8: unsigned byte), the number of axes
-    shape = np.frombuffer(raw, dtype=">u4", count=axes, offset=4).astype(int)
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+    try:
+        axes = raw[3]  # two zero bytes, the type (8: unsigned byte), the number of axes
+        shape = np.frombuffer(raw, dtype=">u4", count=axes, offset=4).astype(int)
+        return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (IndexError, ValueError):
+        raise DataError(f"{path} is no IDX file of bytes") from None

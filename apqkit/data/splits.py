@@ -12,7 +12,7 @@ from apqkit.errors import DataError
 
 __all__ = ["Splits", "make_splits"]
 
-_SPLIT_STREAM, _VALIDATION_STREAM, _TEST_STREAM, _LIMIT_STREAM = range(4)
+_SPLIT_STREAM, _VALIDATION_STREAM, _TEST_STREAM = range(3)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def make_splits(raw: RawImages, config: DataConfig, seed: int) -> Splits:
     if raw.x_test is None or raw.y_test is None:
         test_index, order = _take_by_class(raw.y_train, order, _count(config.test, len(order)))
         test = everything.take(test_index)
+        _check_split("test", test, raw.class_names)
     else:
         test = ImageSet.of(raw.x_test, raw.y_test)
     validation_index, order = _take_by_class(raw.y_train, order, validation_count)

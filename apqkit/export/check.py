@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def check_model(path: Path, model: nn.Module, images: ImageSet) -> dict[str, Any
     """
     reference = _torch_logits(model, images)
     labels = images.labels
-    proto = onnx.load(path)
+    proto = _read(path)
     report: dict[str, Any] = {
         "images": len(images),
         "torch_accuracy": float((reference.argmax(axis=1) == labels).mean()),
@@ -87,12 +88,17 @@ def check_model(path: Path, model: nn.Module, images: ImageSet) -> dict[str, Any
 
 
 def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.float32]:
-    """(n, classes) logits of an ONNX file in ONNX Runtime."""
+    """(n, classes) logits of an ONNX file in ONNX Runtime.
+
+    Raises:
+        ExportError: The runtime cannot load or run the file.
+    """
     session = _session(path, optimised=optimised)
     parts = []
     for start in range(0, len(images), _BATCH):
         batch = images.images(slice(start, start + _BATCH)).contiguous().numpy()
-        parts.append(session.run(None, {INPUT_NAME: np.ascontiguousarray(batch)})[0])
+        with _faults_named(f"ONNX Runtime cannot run {path}"):
+            parts.append(session.run(None, {INPUT_NAME: np.ascontiguousarray(batch)})[0])
     return np.concatenate(parts)
 
 
@@ -106,6 +112,9 @@ def time_models(
         image_shape: (channels, height, width).
         batch: Images a run.
         runs: Counted runs of each.
+
+    Raises:
+        ExportError: The runtime cannot load a file.
     """
     sessions = [_session(path, optimised=True) for path in paths]
     feed = np.random.default_rng(0).random((batch, *image_shape), dtype=np.float32)
@@ -142,11 +151,22 @@ def _session(path: Path, *, optimised: bool) -> Any:
         # graphs or, worse, change what they compute. Basic ones without QDQ rewriting are exact.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
+    with _faults_named(f"ONNX Runtime cannot load {path}"):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as fault:  # noqa: BLE001 - the runtime has no common error class
-        reason = str(fault).splitlines()[0]
-        raise ExportError(f"ONNX Runtime cannot load {path}: {reason}") from None
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    with _faults_named(f"{path} cannot be read as an ONNX model"):
+        return onnx.load(path)
+
+
+@contextmanager
+def _faults_named(text: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as fault:  # noqa: BLE001 - neither library has a common error class
+        reason = " ".join(str(fault).split())
+        raise ExportError(f"{text}: {reason}") from None
 
 
 def _torch_logits(model: nn.Module, images: ImageSet) -> NDArray[np.float32]:
@@ -165,4 +185,4 @@ def _constant_types(proto: onnx.ModelProto) -> Mapping[str, int]:
 
 
 def _has_float8(path: Path) -> bool:
-    return any("FLOAT8" in name for name in _constant_types(onnx.load(path)))
+    return any("FLOAT8" in name for name in _constant_types(_read(path)))

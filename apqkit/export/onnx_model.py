@@ -7,9 +7,9 @@ replaced by the nodes that compute what that quantizer computes, with its own sc
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -31,6 +31,7 @@ _TRACED_OPSET = 20  # the newest that torch's tracing exporter writes; its ops m
 _IR_VERSION = 10
 
 _Weighted = QuantConv | QuantLinear
+_Named = TypeVar("_Named", ActivationQuantizer, _Weighted)
 
 
 def export_onnx(
@@ -48,7 +49,9 @@ def export_onnx(
         metadata: JSON values kept in the file by name.
 
     Raises:
-        ExportError: A format has no ONNX form, or the graph is not valid.
+        CalibrationError: The model is not frozen.
+        ExportError: A format has no ONNX form, two quantizers share a name, or the graph is not
+            valid.
     """
     write_atomically(path, onnx_model(model, image_shape, metadata).SerializeToString())
 
@@ -69,17 +72,20 @@ def onnx_model(
     try:
         onnx.checker.check_model(lowered, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as fault:
-        raise ExportError(f"the exported graph is not valid: {fault}") from None
+        reason = " ".join(str(fault).split())
+        raise ExportError(f"the exported graph is not valid: {reason}") from None
     return lowered
 
 
 def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
     buffer: Any = io.BytesIO()  # torch writes to one, though its annotation says paths only
     example = torch.zeros(1, *image_shape)
+    with torch.no_grad():
+        model.eval()(example)  # refuses a model that is not frozen, which a trace would not
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch calls its tracing exporter legacy
         torch.onnx.export(
-            model.eval(),
+            model,
             (example,),
             buffer,
             dynamo=False,
@@ -95,14 +101,10 @@ def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
 
 def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
     """Replaces every mark by real nodes, and the biases of integer layers by int32 ones."""
-    activations = {
-        each.name: each for each in model.modules() if isinstance(each, ActivationQuantizer)
-    }
-    weighted = {
-        f"{each.name}.weight": each
-        for each in model.modules()
-        if isinstance(each, QuantConv | QuantLinear)
-    }
+    modules = list(model.modules())
+    activations = _by_name(each for each in modules if isinstance(each, ActivationQuantizer))
+    layers = _by_name(each for each in modules if isinstance(each, QuantConv | QuantLinear))
+    weighted = {f"{name}.weight": layer for name, layer in layers.items()}
     parts = GraphParts()
     layer_of_weight: dict[str, _Weighted] = {}
     for node in graph.node:
@@ -130,19 +132,26 @@ def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
     )
 
 
+def _by_name(modules: Iterable[_Named]) -> dict[str, _Named]:
+    """Returns modules by the name that their marks carry; it must be theirs alone."""
+    named: dict[str, _Named] = {}
+    for each in modules:
+        if each.name in named:
+            raise ExportError(f"two {type(each).__name__} modules are named {each.name!r}")
+        named[each.name] = each
+    return named
+
+
 def _with_bias(
     parts: GraphParts, node: onnx.NodeProto, layer_of_weight: Mapping[str, _Weighted]
 ) -> onnx.NodeProto:
     """Returns a node whose bias, if it belongs to an integer layer, is stored as int32."""
     layer = next((layer_of_weight[name] for name in node.input if name in layer_of_weight), None)
-    if layer is None or len(node.input) < 3:
+    step = None if layer is None else layer.bias_step(layer.frozen_scale)
+    if layer is None or step is None:
         return node
-    source = layer.quantizer()
-    if source.number_format.family != "int" or layer.weight_format.family != "int":
-        return node
-    scale = _array(source.scale * layer.frozen_scale)
     target = f"{layer.name}.bias"
-    lower_bias(parts, target, _array(layer.frozen_bias), scale)
+    lower_bias(parts, target, _array(layer.frozen_bias), _array(step))
     changed = onnx.NodeProto()
     changed.CopyFrom(node)
     changed.input[2] = target

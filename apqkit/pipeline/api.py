@@ -13,7 +13,7 @@ from apqkit.config import Config, load_config, validate_model
 from apqkit.errors import ConfigError, RunError
 from apqkit.front import ParetoSet
 from apqkit.pipeline.context import RunContext, load_plugins
-from apqkit.pipeline.export_stage import export_member
+from apqkit.pipeline.export_stage import MODEL_FILE, export_member
 from apqkit.pipeline.finetune import finetune_member
 from apqkit.pipeline.search_stage import read_pareto_set
 from apqkit.pipeline.stages import STAGES, Stage, stage_inputs
@@ -116,8 +116,10 @@ def export_pick(path: str | Path, pick: str, *, progress: Progress | None = None
     """
     with _reopened(Path(path), progress) as context:
         member = _front(context).pick(pick)
-        export_member(context, member, context.run.path / "export")
-        return context.run.path / "export" / member.keys[0] / "model.onnx"
+        folder = context.run.path / "export"
+        export_member(context, member, folder)
+        context.run.refresh("export")
+        return folder / member.keys[0] / MODEL_FILE
 
 
 def finetune_pick(
@@ -143,6 +145,7 @@ def make_report(path: str | Path, *, progress: Progress | None = None) -> Path:
     with _reopened(Path(path), progress) as context:
         _front(context)
         run_report_stage(context, context.run.path / "report")
+        context.run.refresh("report")
         return context.run.path / "report" / "index.html"
 
 
@@ -154,7 +157,7 @@ def resolved(config: Config) -> Config:
         ConfigError: An option is wrong.
     """
     load_plugins(config)
-    options = space_options(config.space).model_dump(mode="json")
+    options = space_options(config.space).model_dump()
     space = config.space.model_copy(update={"options": options})
     return config.model_copy(update={"space": space})
 
@@ -195,8 +198,7 @@ def _run(context: RunContext, stage: Stage) -> bool:
     folder = context.run.begin(stage.name, inputs)
     context.run.log(f"stage {stage.name} begins")
     stage.run(context, folder)
-    files = [each for each in folder.rglob("*") if each.is_file() and each.suffix != ".lock"]
-    context.run.finish(stage.name, files)
+    context.run.finish(stage.name)
     context.run.log(f"stage {stage.name} done")
     return True
 
@@ -239,6 +241,8 @@ def _front(context: RunContext) -> ParetoSet:
 def _write_config(context: RunContext) -> None:
     """Keeps the configuration that the run was begun with; stages check for changes."""
     run = context.run
+    for name, (before, now) in run.changed_versions().items():
+        context.say(f"this run was begun with {name} {before}, now {now}: figures may differ")
     begun = [each for each in STAGES if each.name in run.stages]
     for stage in begun:
         run.is_done(stage.name, stage_inputs(context, stage))

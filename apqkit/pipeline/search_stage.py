@@ -136,9 +136,13 @@ class _Search:
         problem = self._problem(ranking)
         if self._config.strategy == "random":
             return STRATEGIES["random"](problem, known, quota, rng)
-        if number == 0:
-            return self._seeds(problem, ranking, quota, rng)
         propose = lookup(STRATEGIES, self._config.strategy, "search strategy")
+        if number == 0:
+            seeds = self._seeds(problem, ranking, quota, rng)
+            missing = quota - len(seeds.picks)
+            if missing <= 0:
+                return seeds
+            return seeds.joined(propose(problem, known.with_picks(seeds.picks), missing, rng))
         if ranking.full is None:
             return propose(problem, known, quota, rng)
         proposal = propose(problem, known, _SHORTLIST * quota, rng)

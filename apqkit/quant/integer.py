@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fake_quantize_integer"]
+from apqkit.formats import NumberFormat
+
+__all__ = ["fake_quantize_integer", "integer_step"]
+
+_INT8_MAX = 127
 
 
 class _FakeQuantizeInteger(torch.autograd.Function):
@@ -52,3 +56,22 @@ def fake_quantize_integer(
         ``lowest..highest``, 0 where it was clipped. NaN stays NaN.
     """
     return _FakeQuantizeInteger.apply(x, scale, zero_point, lowest, highest)  # type: ignore[no-any-return]
+
+
+def integer_step(number_format: NumberFormat) -> float | None:
+    """Returns the step, in scales, of 8-bit integers that hold a signed format's values exactly.
+
+    It is 1 for integers and the smallest positive value for floats: fp4 is 0 .5 1 1.5 2 3 4 6, so
+    12 steps of 1/2 hold it. None for a format that spans too much, such as fp8.
+
+    >>> from apqkit.formats import format_named
+    >>> integer_step(format_named("fp4_e2m1"))
+    0.5
+    """
+    if number_format.family == "int":
+        step = 1.0
+    elif number_format.family == "float":
+        step = 2.0 ** (number_format.min_exponent - number_format.mantissa_bits)
+    else:
+        return None
+    return step if number_format.max_value <= _INT8_MAX * step else None

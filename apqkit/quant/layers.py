@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from apqkit.errors import CalibrationError
 from apqkit.formats import NumberFormat
 from apqkit.quant.fake_quantize import fake_quantize, quantize_weight
+from apqkit.quant.integer import integer_step
 from apqkit.quant.onnx_marker import mark_for_export
 from apqkit.quant.ranges import activation_scale, weight_scale
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 BATCH_NORM_EPS = 1e-5
+_LARGEST_BIAS = 2.0**30  # in steps; half of the int32 range, the rest is for the products
 
 
 class ActivationQuantizer(nn.Module):
@@ -139,21 +141,38 @@ class _WeightedLayer(QuantLayer):
         """Returns the trainable weight as its format holds it."""
         return quantize_weight(self.weight, self.weight_format)
 
+    def bias_step(self, scale: Tensor) -> Tensor | None:
+        """Returns the step of int32 biases for weight scales (channels,), as integer kernels ask.
+
+        None where input or weights do not fit such kernels; biases are fp32 there.
+        """
+        source, step = self.quantizer(), integer_step(self.weight_format)
+        if step is None or source.number_format.family != "int":
+            return None
+        return source.scale * (scale * step)
+
     def _freeze(self, weight: Tensor, bias: Tensor) -> None:
         if not bool(torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise CalibrationError(f"{self.name} has weights or statistics that are not finite")
-        if not self.weight_format.is_fp32:
-            self.frozen_scale.copy_(weight_scale(weight, self.weight_format).flatten())
-        self.frozen_weight.copy_(quantize_weight(weight, self.weight_format))
-        self.frozen_bias.copy_(self._quantized_bias(bias))
+        if self.weight_format.is_fp32:
+            self.frozen_weight.copy_(weight)
+            self.frozen_bias.copy_(bias)
+            return
+        scale = self._fitting(weight_scale(weight, self.weight_format).flatten(), bias)
+        step = self.bias_step(scale)
+        if step is not None:
+            bias = torch.round(bias / step) * step
+        frozen = fake_quantize(weight, self.weight_format, scale=scale, axis=0, narrow_range=True)
+        self.frozen_scale.copy_(scale)
+        self.frozen_weight.copy_(frozen)
+        self.frozen_bias.copy_(bias)
 
-    def _quantized_bias(self, bias: Tensor) -> Tensor:
-        """Returns the bias on the int32 grid of integer arithmetic, or as it is."""
-        source = self.quantizer()
-        if source.number_format.family != "int" or self.weight_format.family != "int":
-            return bias
-        step = source.scale * self.frozen_scale
-        return torch.round(bias / step).clamp_(-(2.0**31), 2.0**31 - 128) * step
+    def _fitting(self, scale: Tensor, bias: Tensor) -> Tensor:
+        """Returns weight scales at which biases fit int32: those of tiny weights grow."""
+        step = self.bias_step(scale)
+        if step is None:
+            return scale
+        return scale * (bias.abs() / (_LARGEST_BIAS * step)).clamp_(min=1.0)
 
     def _weight_for_frozen(self) -> Tensor:
         if torch.onnx.is_in_onnx_export() and not self.weight_format.is_fp32:

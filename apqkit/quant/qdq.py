@@ -1,7 +1,7 @@
 """The ONNX nodes that compute what a quantizer computes.
 
 Integers under 8 bits ride in 8-bit carriers: a Clip after QuantizeLinear keeps to their levels.
-fp8 uses the float8 types. fp4 weights are exact in int8 with half the scale; fp4 activations are
+fp8 uses the float8 types. fp4 weights are exact in int8 at half the scale; fp4 activations are
 rounded by ordinary nodes, since ONNX Runtime has no float4 QuantizeLinear on a CPU.
 """
 
@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from apqkit.errors import ExportError
 from apqkit.formats import NumberFormat
+from apqkit.quant.integer import integer_step
 
 __all__ = ["OPSET", "GraphParts", "lower_activation", "lower_bias", "lower_weight"]
 
@@ -114,13 +115,13 @@ def lower_weight(
         data_type = _FLOAT8[number_format.name]
         code = parts.typed_constant(f"{target}.code", levels, data_type)
         zero = parts.typed_constant(f"{target}.zero", np.zeros(len(scale), np.float32), data_type)
-    elif number_format.name == _FP4 or (number_format.family == "int" and number_format.bits <= 8):
-        half = 2 if number_format.name == _FP4 else 1
-        scale = (scale / half).astype(np.float32)
-        code = parts.constant(f"{target}.code", np.rint(levels * half).astype(np.int8))
-        zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int8))
     else:
-        raise ExportError(f"weights in {number_format.name} have no ONNX form")
+        unit = integer_step(number_format)
+        if unit is None:
+            raise ExportError(f"weights in {number_format.name} have no ONNX form")
+        scale = (scale * unit).astype(np.float32)
+        code = parts.constant(f"{target}.code", np.rint(levels / unit).astype(np.int8))
+        zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int8))
     step = parts.constant(f"{target}.scale", scale)
     parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
 
@@ -137,7 +138,7 @@ def lower_bias(
         parts: Where nodes and constants go.
         target: Name of the fp32 tensor.
         values: (channels,) multiples of the scale.
-        scale: (channels,) input scale times weight scale.
+        scale: (channels,) input scale times weight scale, of the integers that hold both.
     """
     code = parts.constant(f"{target}.code", np.rint(values / scale).astype(np.int32))
     zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int32))

@@ -1,5 +1,6 @@
 """Vectorised evolution over picks. Letters: n candidates, k dims, m objectives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,12 @@ import numpy as np
 from apqkit.search.pareto import constrained_ranks, crowding, nondominated
 from apqkit.search.problem import Problem
 from apqkit.spaces.draws import draw_hierarchical
-from apqkit.types import BoolArray, FloatArray, IntArray, Space
+from apqkit.types import FloatArray, IntArray, Space
 
-__all__ = ["Evolved", "evolve"]
+__all__ = ["Evolved", "Settle", "evolve"]
+
+Settle = Callable[[IntArray], IntArray]
+"""(n, k) any picks -> (n, k) canonical ones of the part of the space that may be visited."""
 
 _CROSSOVER_CHANCE = 0.8
 _MUTATIONS = {"arch": 1.0, "prune": 1.5, "quant": 2.5}  # expected changes a child, by role
@@ -24,7 +28,7 @@ class Evolved:
         picks: (n, k) feasible candidates that none found beats; the least infeasible one if no
             feasible one was found.
         losses: (n, m) their predicted objectives as losses.
-        violation: 0, or how far the one candidate exceeds limits.
+        violation: 0, or how far the one candidate exceeds limits (infinite: it has no losses).
         evaluations: Distinct candidates that were scored.
     """
 
@@ -38,7 +42,7 @@ def evolve(
     problem: Problem,
     initial: IntArray,
     rng: np.random.Generator,
-    free: BoolArray | None = None,
+    settle: Settle | None = None,
 ) -> Evolved:
     """Searches the front of predicted objectives under limits.
 
@@ -50,16 +54,17 @@ def evolve(
         problem: Space, scores, objectives, limits and settings.
         initial: (n, k) candidates to start from; random ones fill the population.
         rng: Source of all draws.
-        free: (k,) dims that may change; the others keep the values of the initial candidates.
+        settle: Brings every candidate back to the part of the space that is searched, such as
+            one format throughout; None for the canonical form alone.
     """
-    state = _State(problem, rng, np.ones(len(problem.space.dims), bool) if free is None else free)
+    state = _State(problem, rng, problem.space.repair if settle is None else settle)
     population = state.first_population(initial)
     losses, violations = problem.judged(population)
     archive = _Archive.of(population, losses, violations)
     for _ in range(problem.settings.generations):
         children = state.unseen(state.children(population, losses, violations))
         if not len(children):
-            break
+            continue
         child_losses, child_violations = problem.judged(children)
         archive = archive.with_candidates(children, child_losses, child_violations)
         population = np.concatenate([population, children])
@@ -78,10 +83,10 @@ class _Archive:
 
     @classmethod
     def of(cls, picks: IntArray, losses: FloatArray, violations: FloatArray) -> "_Archive":
-        feasible = (violations <= 0) & np.isfinite(losses).all(axis=1)
+        feasible = violations <= 0
         if not feasible.any():
             least = int(violations.argmin())
-            return cls(picks[[least]], losses[[least]], float(max(violations[least], 1e-12)))
+            return cls(picks[[least]], losses[[least]], float(violations[least]))
         picks, losses = picks[feasible], losses[feasible]
         front = nondominated(losses)
         return cls(picks[front], losses[front], 0.0)
@@ -100,14 +105,14 @@ class _Archive:
 class _State:
     """Draws children and remembers every candidate that was scored."""
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, free: BoolArray) -> None:
+    def __init__(self, problem: Problem, rng: np.random.Generator, settle: Settle) -> None:
         self._problem = problem
         self._rng = rng
-        self._free = free
+        self._settle = settle
         self._seen: set[bytes] = set()
         space = problem.space
         self._choices = np.array([len(dim.choices) for dim in space.dims])
-        self._rates = _mutation_rates(space, free)
+        self._rates = _mutation_rates(space)
         self._blocks = _block_labels(space)
 
     @property
@@ -117,11 +122,7 @@ class _State:
     def first_population(self, initial: IntArray) -> IntArray:
         missing = max(self._problem.settings.population - len(initial), 0)
         drawn = draw_hierarchical(self._problem.space, missing, self._rng)
-        if len(initial):
-            held = initial[np.arange(missing) % len(initial)]
-            drawn = np.where(self._free, drawn, held)
-        everyone = self._problem.space.repair(np.concatenate([initial, drawn]))
-        return self.unseen(everyone)
+        return self.unseen(self._settle(np.concatenate([initial, drawn])))
 
     def unseen(self, picks: IntArray) -> IntArray:
         fresh = []
@@ -139,7 +140,7 @@ class _State:
         order = _fitness_order(losses, violations)
         mothers, fathers = (self._tournament(order, count) for _ in range(2))
         children = self._crossed(population[mothers], population[fathers])
-        return self._problem.space.repair(self._mutated(children))
+        return self._settle(self._mutated(children))
 
     def _tournament(self, order: IntArray, count: int) -> IntArray:
         entrants = self._rng.integers(0, len(order), (2, count))
@@ -153,7 +154,9 @@ class _State:
         by_block = (self._rng.random((count, labels.max() + 1)) < 0.5)[:, labels]
         mask = np.where(self._rng.random((count, 1)) < 0.5, by_dim, by_block)
         mask &= self._rng.random((count, 1)) < _CROSSOVER_CHANCE
-        return np.where(mask, fathers, mothers)
+        active = self._problem.space.active
+        used, used_by_father = active(mothers), active(fathers)
+        return np.where(np.where(used == used_by_father, mask, used_by_father), fathers, mothers)
 
     def _mutated(self, picks: IntArray) -> IntArray:
         shape = picks.shape
@@ -163,7 +166,9 @@ class _State:
         neighbour = np.clip(picks + step, 0, self._choices - 1)
         anywhere = self._rng.integers(0, self._choices, shape)
         changed = np.where(self._rng.random(shape) < _STEP_CHANCE, neighbour, anywhere)
-        return np.where(mutates, changed, picks)
+        changed = np.where(mutates, changed, picks)
+        active = self._problem.space.active
+        return np.where(active(changed) & ~active(picks), anywhere, changed)
 
 
 def _survivors(losses: FloatArray, violations: FloatArray, count: int) -> IntArray:
@@ -182,12 +187,12 @@ def _fitness_order(losses: FloatArray, violations: FloatArray) -> IntArray:
     return places
 
 
-def _mutation_rates(space: Space, free: BoolArray) -> FloatArray:
+def _mutation_rates(space: Space) -> FloatArray:
     """(k,) chance that a dim mutates, so that each role changes as often as it should."""
     roles = np.array([dim.role for dim in space.dims])
     rates = np.zeros(len(roles))
     for role, expected in _MUTATIONS.items():
-        members = (roles == role) & free
+        members = roles == role
         if members.any():
             rates[members] = min(1.0, expected / members.sum())
     return rates

@@ -59,7 +59,12 @@ def check_limits(
     for name, limit in limits.items():
         problem = Problem(space, score, {name: "min"}, {}, _SETTINGS)
         best = float(evolve(problem, smallest_picks(space.dims), rng).losses[:, 0].min())
-        if not best <= limit:
+        if np.isinf(best):
+            raise LimitError(
+                f"no candidate meets search.limits.{name} <= {limit:g}: "
+                f"none that was tried has a finite {name}"
+            )
+        if best > limit:
             raise LimitError(
                 f"no candidate meets search.limits.{name} <= {limit:g}: "
                 f"the smallest attainable value is about {best:.4g}"
@@ -70,7 +75,7 @@ def check_limits(
     found = evolve(problem, smallest_picks(space.dims), rng)
     if found.violation > 0:
         values = {name: float(each[0]) for name, each in score(found.picks[:1]).items()}
-        over = {name: values[name] for name, limit in limits.items() if values[name] > limit}
+        over = {name: values[name] for name, limit in limits.items() if not values[name] <= limit}
         binding = ", ".join(f"{n} <= {limits[n]:g} (best {v:.4g})" for n, v in over.items())
         raise LimitError(
             f"no candidate meets all of search.limits together; the nearest one exceeds {binding}"

@@ -46,6 +46,7 @@ def violations_of(values: Mapping[str, FloatArray], limits: Mapping[str, float])
 def nondominated(losses: FloatArray) -> BoolArray:
     """(n,) True for rows that no other row beats; of equal rows the first counts."""
     count = len(losses)
+    losses = np.where(np.isnan(losses), np.inf, losses)
     order = np.lexsort((np.arange(count), *losses.T[::-1]))
     ordered = losses[order]
     keeps = np.ones(count, dtype=bool)
@@ -53,10 +54,11 @@ def nondominated(losses: FloatArray) -> BoolArray:
         best = np.minimum.accumulate(ordered[:, 1])
         keeps[1:] = ordered[1:, 1] < best[:-1]
     else:
-        for row in range(count):
-            if keeps[row]:
-                later = np.arange(count) > row
-                keeps &= ~(later & (ordered >= ordered[row]).all(axis=1))
+        row = 0
+        while row < count:
+            later = keeps[row + 1 :]
+            later &= ~(ordered[row + 1 :] >= ordered[row]).all(axis=1)
+            row += 1 + int(later.argmax()) if later.any() else count
     result = np.zeros(count, dtype=bool)
     result[order] = keeps & np.isfinite(ordered).all(axis=1)
     return result
@@ -65,7 +67,8 @@ def nondominated(losses: FloatArray) -> BoolArray:
 def constrained_ranks(losses: FloatArray, violations: FloatArray) -> IntArray:
     """(n,) front numbers, 0 the best; the infeasible follow, ordered by their violation."""
     ranks = np.zeros(len(losses), dtype=np.int64)
-    left = np.flatnonzero(violations <= 0)
+    feasible = violations <= 0
+    left = np.flatnonzero(feasible)
     rank = 0
     while len(left):
         best = nondominated(losses[left])
@@ -74,7 +77,7 @@ def constrained_ranks(losses: FloatArray, violations: FloatArray) -> IntArray:
         ranks[left[best]] = rank
         left = left[~best]
         rank += 1
-    infeasible = np.flatnonzero(violations > 0)
+    infeasible = np.flatnonzero(~feasible)
     _, order = np.unique(violations[infeasible], return_inverse=True)
     ranks[infeasible] = rank + order
     return ranks
@@ -85,13 +88,13 @@ def crowding(losses: FloatArray) -> FloatArray:
     distance = np.zeros(len(losses))
     for column in losses.T:
         order = np.argsort(column, kind="stable")
-        spread = np.ptp(column[np.isfinite(column)]) if np.isfinite(column).any() else 0.0
-        if len(order) < 3 or spread <= 0:
-            distance[order[[0, -1]]] = np.inf
-            continue
-        gaps = column[order[2:]] - column[order[:-2]]
-        distance[order[1:-1]] += np.nan_to_num(gaps / spread, nan=0.0)
-        distance[order[[0, -1]]] = np.inf
+        finite = column[np.isfinite(column)]
+        if len(finite) and np.ptp(finite) > 0:
+            worst = finite.max()
+            column = np.nan_to_num(column, nan=worst, posinf=worst, neginf=finite.min())
+            gaps = column[order[2:]] - column[order[:-2]]
+            distance[order[1:-1]] += gaps / np.ptp(finite)
+        distance[order[:1]] = distance[order[-1:]] = np.inf
     return distance
 
 
@@ -113,12 +116,15 @@ def pick_diverse(losses: FloatArray, known: FloatArray, count: int) -> IntArray:
     another number it is the distance to the nearest of them among the front, on scaled objectives.
 
     Args:
-        losses: (n, m) predicted.
-        known: (j, m) measured.
+        losses: (n, m) predicted; rows that are not finite are never picked.
+        known: (j, m) measured; rows that are not finite count for nothing.
         count: At most so many indices.
     """
     picked: list[int] = []
     free: BoolArray = np.asarray(np.isfinite(losses).all(axis=1))
+    if not free.any():
+        return np.array([], dtype=np.int64)
+    known = known[np.isfinite(known).all(axis=1)]
     low, high = _ranges(np.concatenate([losses[free], known]))
     scaled, base = (losses - low) / (high - low), (known - low) / (high - low)
     while len(picked) < count and free.any():

@@ -54,9 +54,14 @@ class Problem:
         return violations_of(values, self.limits)
 
     def judged(self, picks: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Returns losses (n, m) and violations (n,) of candidates."""
+        """Returns losses (n, m) and violations (n,) of candidates.
+
+        Where an objective is no finite number the violation is infinite: such a candidate cannot
+        be compared.
+        """
         values = self.score(picks)
-        return self.losses(values), self.violations(values)
+        losses, violations = self.losses(values), self.violations(values)
+        return losses, np.where(np.isfinite(losses).all(axis=1), violations, np.inf)
 
     def dims_of(self, *roles: str) -> BoolArray:
         """(k,) True for the dims of these roles."""

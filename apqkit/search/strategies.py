@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apqkit.search.evolution import evolve
+from apqkit.search.evolution import Evolved, Settle, evolve
 from apqkit.search.pareto import constrained_ranks, pick_diverse
 from apqkit.search.problem import Problem
 from apqkit.spaces.base import smallest_picks
@@ -20,8 +20,8 @@ class Known:
     """What has been measured so far.
 
     Attributes:
-        picks: (j, k) measured candidates.
-        losses: (j, m) their measured objectives as losses.
+        picks: (i, k) candidates that must not be proposed again; the first j were measured.
+        losses: (j, m) measured objectives as losses.
         violations: (j,) how far they exceed limits.
     """
 
@@ -31,8 +31,12 @@ class Known:
 
     @property
     def feasible_losses(self) -> FloatArray:
-        """(i, m) losses of those within limits."""
+        """(f, m) losses of those within limits."""
         return self.losses[self.violations <= 0]
+
+    def with_picks(self, more: IntArray) -> "Known":
+        """Returns the same with more candidates that must not be proposed again."""
+        return replace(self, picks=np.concatenate([self.picks, more]))
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Proposal:
 
     picks: IntArray
     origins: tuple[str, ...]
+
+    def joined(self, other: "Proposal") -> "Proposal":
+        """Returns these candidates followed by others."""
+        picks = np.concatenate([self.picks, other.picks])
+        return Proposal(picks, self.origins + other.origins)
 
 
 Propose = Callable[[Problem, Known, int, np.random.Generator], Proposal]
@@ -77,6 +86,7 @@ def propose_random(
     drawn = draw_hierarchical(problem.space, 40 * count, rng)
     _, violations = problem.judged(drawn)
     order = np.argsort(violations, kind="stable")
+    order = order[np.isfinite(violations[order])]
     picks = _new(drawn[order], known.picks)[:count]
     return Proposal(picks, ("random",) * len(picks))
 
@@ -98,36 +108,30 @@ def seed_proposals(
 ) -> Proposal:
     """Returns the solutions that a joint search must not lose to.
 
-    The smallest architecture in each of ``formats``; about half are architectures searched under
-    one of these formats throughout; the rest are sequential: an architecture searched in fp32,
-    then formats chosen for it under the limits.
+    First the smallest architecture in each of ``formats``; then, about half, architectures
+    searched under one of these formats throughout; the rest are sequential: an architecture
+    searched in fp32, then formats chosen for it under the limits.
 
     Args:
         problem: The joint problem.
         fp32_problem: Scores the same candidates in fp32; its costs may be MACs.
         formats: (weight, activation) formats of the uniform solutions.
-        count: About so many candidates.
+        count: At most so many candidates.
         rng: Source of all draws.
     """
     quick = replace(problem.settings, generations=max(5, problem.settings.generations // 3))
     problem, fp32_problem = replace(problem, settings=quick), replace(fp32_problem, settings=quick)
     per_format = max(1, count // 2 // len(formats))
-    parts, origins = [], []
-    for weights, activations in formats:
-        smallest = with_format(
-            problem.space, smallest_picks(problem.space.dims), weights, activations
-        )
-        searched = _uniform(problem, weights, activations, per_format, rng)
-        picks = np.concatenate([smallest, searched])
-        parts.append(picks)
-        origins += [f"uniform {weights}/{activations}"] * len(picks)
-    sequential = _sequential(problem, fp32_problem, count - sum(map(len, parts)), rng)
-    parts.append(sequential)
-    origins += ["sequential"] * len(sequential)
-    picks = np.concatenate(parts)
-    _, first = np.unique(picks, axis=0, return_index=True)
-    kept = np.sort(first)
-    return Proposal(picks[kept], tuple(origins[index] for index in kept))
+    smallest = smallest_picks(problem.space.dims)
+    parts = [(f"uniform {w}/{a}", with_format(problem.space, smallest, w, a)) for w, a in formats]
+    parts += [(f"uniform {w}/{a}", _uniform(problem, w, a, per_format, rng)) for w, a in formats]
+    missing = count - sum(len(picks) for _, picks in parts)
+    parts.append(("sequential", _sequential(problem, fp32_problem, missing, rng)))
+    everyone = np.concatenate([picks for _, picks in parts])
+    origins = [origin for origin, picks in parts for _ in picks]
+    _, first = np.unique(everyone, axis=0, return_index=True)
+    kept = np.sort(first)[:count]
+    return Proposal(everyone[kept], tuple(origins[index] for index in kept))
 
 
 def _uniform(
@@ -136,26 +140,43 @@ def _uniform(
     start = with_format(
         problem.space, draw_hierarchical(problem.space, 50, rng), weights, activations
     )
-    found = evolve(problem, start, rng, problem.dims_of("arch", "prune"))
-    return found.picks[pick_diverse(found.losses, found.losses[:0], count)]
+    return _diverse(evolve(problem, start, rng, _in_formats(problem, weights, activations)), count)
 
 
 def _sequential(
     problem: Problem, fp32_problem: Problem, count: int, rng: np.random.Generator
 ) -> IntArray:
     """Architectures first, formats second; several budgets of arithmetic, since none is best."""
+    chosen = np.zeros((0, len(problem.space.dims)), dtype=np.int64)
     if count < 1:
-        return np.zeros((0, len(problem.space.dims)), dtype=np.int64)
+        return chosen
     widest = with_format(problem.space, draw_hierarchical(problem.space, 50, rng), "", "")
-    found = evolve(fp32_problem, widest, rng, problem.dims_of("arch", "prune"))
-    architectures = found.picks[
-        pick_diverse(found.losses, found.losses[:0], max(1, -(-count // 2)))
-    ]
-    chosen = []
-    for architecture in architectures:
-        allocated = evolve(problem, architecture[None], rng, problem.dims_of("quant"))
-        chosen.append(allocated.picks[pick_diverse(allocated.losses, allocated.losses[:0], 2)])
-    return np.concatenate(chosen)[:count]
+    found = evolve(fp32_problem, widest, rng, _in_formats(problem, "", ""))
+    for architecture in _diverse(found, 2 * count):  # some are too large in every format
+        settle = _with_architecture(problem, architecture)
+        allocated = evolve(problem, architecture[None], rng, settle)
+        chosen = np.concatenate([chosen, _diverse(allocated, 2)])
+        if len(chosen) >= count:
+            break
+    return chosen[:count]
+
+
+def _diverse(found: Evolved, count: int) -> IntArray:
+    """Spreads a choice over a front; nothing where even the best exceeds limits."""
+    if found.violation > 0:
+        return found.picks[:0]
+    return found.picks[pick_diverse(found.losses, found.losses[:0], count)]
+
+
+def _in_formats(problem: Problem, weights: str, activations: str) -> Settle:
+    """Keeps one format throughout, also in layers that a change of architecture adds."""
+    return lambda picks: with_format(problem.space, picks, weights, activations)
+
+
+def _with_architecture(problem: Problem, architecture: IntArray) -> Settle:
+    """Keeps one architecture (k,); formats change."""
+    changes = problem.dims_of("quant")
+    return lambda picks: problem.space.repair(np.where(changes, picks, architecture))
 
 
 def _select(
@@ -173,13 +194,8 @@ def _select(
     missing = count - len(best)
     if missing <= 0:
         return Proposal(best, (origin,) * len(best))
-    fill = propose_random(problem, replace_picks(known, best), missing, rng)
-    return Proposal(np.concatenate([best, fill.picks]), (origin,) * len(best) + fill.origins)
-
-
-def replace_picks(known: Known, more: IntArray) -> Known:
-    """Returns what is known with more candidates that must not be proposed again."""
-    return replace(known, picks=np.concatenate([known.picks, more]))
+    found = Proposal(best, (origin,) * len(best))
+    return found.joined(propose_random(problem, known.with_picks(best), missing, rng))
 
 
 def _elite(known: Known, count: int) -> IntArray:

@@ -60,14 +60,15 @@ class _FileLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        self._file = self._path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        file = self._path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        self._file = file  # not before: another thread may hold the lock through it
         return True
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None  # first: closing lets the next thread in
+        if file is not None:
+            file.close()
 
 
 def open_study(
@@ -142,8 +143,19 @@ def add_trial(
 
 
 def read_trials(study: optuna.Study) -> list[MeasuredTrial]:
-    """Returns the finished trials in the order in which they were added."""
+    """Returns the finished trials in the order in which they were added.
+
+    Raises:
+        RunError: Somebody else's trials are among them.
+    """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    wanted = {field.name for field in fields(MeasuredTrial)} - {"candidate"}
+    for each in trials:
+        if set(each.user_attrs) != wanted:
+            raise RunError(
+                f"study {study.study_name!r} holds trial {each.number}, which is no measured "
+                f"candidate: use another storage"
+            )
     return [MeasuredTrial(candidate=dict(each.params), **each.user_attrs) for each in trials]
 
 

@@ -1,5 +1,6 @@
 """The loop that measures proposals: rounds of propose, measure as trials, refit."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def verify(
     Args:
         study: Where trials go.
         space: Whose candidates they are.
-        quotas: Candidates a round.
+        quotas: Candidates a round, at most.
         plan_round: Proposes a round.
         measure: Measures one candidate.
         objectives: Direction of each metric, in the study's order.
@@ -80,6 +81,9 @@ def verify(
         RunError: The study holds other trials than this plan makes.
     """
     trials = read_trials(study)
+    counts = Counter(each.round_number for each in trials)
+    fits = all(n < len(quotas) and count <= quotas[n] for n, count in counts.items())
+    _require_own(fits, study)
     with progress.task("search, measuring proposals", sum(quotas)) as advance:
         for number, quota in enumerate(quotas):
             done = [each for each in trials if each.round_number == number]
@@ -88,9 +92,9 @@ def verify(
                 continue
             earlier = [each for each in trials if each.round_number < number]
             plan = plan_round(number, quota, earlier)
-            _check_same([each.key for each in done], plan.keys[: len(done)], study.study_name)
+            _require_own([each.key for each in done] == list(plan.keys[: len(done)]), study)
             described = all_dims_by_value(space, plan.proposal.picks)
-            for index in range(len(done), len(plan.keys)):
+            for index in range(len(done), min(quota, len(plan.keys))):
                 accuracy, parts = measure(plan.proposal.picks[index])
                 trial = _trial(plan, index, number, described[index], accuracy, parts)
                 figures = {**trial.costs, "accuracy": accuracy}
@@ -145,9 +149,9 @@ def _excesses(figures: Mapping[str, float], limits: Mapping[str, float]) -> dict
     return {name: 1e9 if np.isnan(value) else value for name, value in excesses.items()}
 
 
-def _check_same(found: Sequence[str], planned: Sequence[str], study: str) -> None:
-    if list(found) != list(planned):
+def _require_own(holds: bool, study: optuna.Study) -> None:
+    if not holds:
         raise RunError(
-            f"study {study!r} holds other candidates than this run proposes: "
+            f"study {study.study_name!r} holds other candidates than this run proposes: "
             f"use --redo search, or another storage"
         )

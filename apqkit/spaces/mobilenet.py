@@ -8,11 +8,13 @@ its own, except that depthwise weights, nine taps a channel, may keep one.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from apqkit.config import Positive, Section, SpaceConfig
+from apqkit.config import Positive, Rate, Section, SpaceConfig
 from apqkit.errors import ConfigError
 from apqkit.formats import format_code, format_named
 from apqkit.spaces.base import TableSpace
@@ -21,14 +23,23 @@ from apqkit.types import ACTIVATIONS, OPS, BoolArray, Choice, Dim, IntArray, Lay
 __all__ = ["MobileNetOptions", "MobileNetSpace", "StageOptions"]
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise PydanticCustomError("odd", "odd")
+    return value
+
+
+_Kernel = Annotated[Positive, AfterValidator(_odd)]  # an even one has no middle to share
+
+
 class StageOptions(Section):
     """One stage: blocks at the same resolution, except for the first one's stride."""
 
     width: Positive  # output channels at the largest
     depth: Positive  # blocks at the most
     stride: Positive = 1  # of the first block
-    kernels: tuple[Positive, ...] = (3, 5)
-    width_shares: tuple[float, ...] = (0.5, 0.75, 1.0)
+    kernels: Annotated[tuple[_Kernel, ...], Field(min_length=1)] = (3, 5)
+    width_shares: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0.5, 0.75, 1.0)
     min_depth: Positive = 1
 
 
@@ -48,7 +59,7 @@ class MobileNetOptions(Section):
     hidden_choices: Positive = 10  # how many hidden widths are offered, at the most
     channel_step: Positive = 4  # widths are multiples of this
     head: Positive = 48  # channels of the last convolution
-    depthwise_formats: tuple[str, ...] = ("int8",)
+    depthwise_formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,8 @@ class MobileNetSpace(TableSpace):
         classes: Number of classes.
 
     Raises:
-        ConfigError: The stages shrink the image to nothing.
+        ConfigError: Options contradict each other or the images, a format is unsigned, or every
+            dim is left with one choice.
         UnknownNameError: A format is in no table.
     """
 
@@ -86,11 +98,7 @@ class MobileNetSpace(TableSpace):
         self._options = options
         self._image_shape = image_shape
         self._classes = classes
-        if min(image_shape[1:]) < options.pool:
-            raise ConfigError(
-                f"space.options.pool must be at most the image size "
-                f"{image_shape[1]}x{image_shape[2]}, got {options.pool}"
-            )
+        _check_options(options, image_shape)
         self._blocks = [
             _Block(stage, index)
             for stage, each in enumerate(options.stages)
@@ -98,6 +106,8 @@ class MobileNetSpace(TableSpace):
         ]
         offered = list(self._all_dims(config))
         super().__init__([dim for dim in offered if len(dim.choices) > 1])
+        if not self.dims:
+            raise ConfigError("space offers a single network: give some dim a second choice")
         self._fixed = {dim.name: dim.choices[0] for dim in offered if len(dim.choices) == 1}
         self._column = {dim.name: column for column, dim in enumerate(self.dims)}
         self._block_columns = {
@@ -147,7 +157,7 @@ class MobileNetSpace(TableSpace):
         outer = _by_width(config.first_last_formats)
         depthwise = _by_width(options.depthwise_formats)
         for number, stage in enumerate(options.stages):
-            depths = tuple(range(min(stage.min_depth, stage.depth), stage.depth + 1))
+            depths = tuple(range(stage.min_depth, stage.depth + 1))
             yield Dim(f"depth.s{number}", depths, "arch")
             yield Dim(f"width.s{number}", self._widths(stage), "arch")
         for block in self._blocks:
@@ -177,7 +187,8 @@ class MobileNetSpace(TableSpace):
     def _hidden_widths(self, stage: int) -> tuple[int, ...]:
         options = self._options
         width = options.stages[stage].width
-        shares = np.linspace(options.smallest_expand, options.expand, options.hidden_choices)
+        smallest = options.smallest_expand if options.hidden_choices > 1 else options.expand
+        shares = np.linspace(smallest, options.expand, options.hidden_choices)
         return _distinct(_rounded(width * share, options.channel_step) for share in shares)
 
     def _value(self, picks: IntArray, name: str) -> IntArray:
@@ -339,6 +350,25 @@ class _Rows:
         )
 
 
+def _check_options(options: MobileNetOptions, image_shape: tuple[int, int, int]) -> None:
+    if min(image_shape[1:]) < options.pool:
+        raise ConfigError(
+            f"space.options.pool must be at most the image size "
+            f"{image_shape[1]}x{image_shape[2]}, got {options.pool}"
+        )
+    if options.smallest_expand > options.expand:
+        raise ConfigError(
+            f"space.options.smallest_expand must be at most space.options.expand "
+            f"{options.expand}, got {options.smallest_expand}"
+        )
+    for number, stage in enumerate(options.stages):
+        if stage.min_depth > stage.depth:
+            raise ConfigError(
+                f"space.options.stages.{number}.min_depth must be at most the depth "
+                f"{stage.depth}, got {stage.min_depth}"
+            )
+
+
 def _shrunk(size: int, stride: int) -> int:
     return (size - 1) // stride + 1
 
@@ -352,4 +382,10 @@ def _distinct(values: Iterable[int]) -> tuple[int, ...]:
 
 
 def _by_width(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if not format_named(name).signed:
+            raise ConfigError(
+                f"space formats are named without sign, got {name!r}: "
+                f"tensors that cannot be negative use the unsigned twin by themselves"
+            )
     return tuple(sorted(dict.fromkeys(names), key=lambda name: format_named(name).bits))

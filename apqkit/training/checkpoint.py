@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _META_KEY = "apqkit"
+_SEPARATOR = "|"  # between a parameter and what the optimiser keeps of it
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -52,6 +53,11 @@ def load_tensors(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, An
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Puts weights into a model.
 
+    Args:
+        model: Its parameters keep their device and their layout in memory.
+        tensors: Weights by name; optimiser state beside them is left alone.
+        where: The file they come from, for the message.
+
     Raises:
         RunError: Names or shapes are not those of the model.
     """
@@ -64,13 +70,16 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
                 f"{where} does not belong to this network: {name} must have shape "
                 f"{tuple(tensor.shape)}, got {tuple(tensors[name].shape)}"
             )
+    more = [name for name in tensors if name not in own and _SEPARATOR not in name]
+    if more:
+        raise RunError(f"{where} does not belong to this network: it also has {more[0]}")
     model.load_state_dict({name: tensors[name] for name in own})
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Returns the optimiser's state, each tensor named by its parameter."""
     return {
-        f"{name}|{key}": value
+        f"{name}{_SEPARATOR}{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
@@ -79,7 +88,16 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what :func:`optimizer_tensors` returned."""
-    for name, parameter in model.named_parameters():
-        keys = {key.partition("|")[2]: key for key in tensors if key.startswith(f"{name}|")}
-        optimizer.state[parameter] = {key: tensors[full].clone() for key, full in keys.items()}
+    """Puts back what :func:`optimizer_tensors` returned.
+
+    State gets the device and the memory layout of its parameter: fused optimisers walk through
+    both side by side and would mix elements up where layouts differ.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        name, separator, key = full_name.partition(_SEPARATOR)
+        if separator:
+            parameter = parameters[name]
+            like = parameter if value.shape == parameter.shape else value
+            state = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            optimizer.state[parameter][key] = state.copy_(value)

@@ -51,10 +51,12 @@ def finetune(
 
     recipe = Recipe(
         phase="finetune",
+        label="finetune",
         stream=_STREAM,
         epochs=config.finetune.epochs,
         batch_size=config.supernet.batch_size,
         learning_rate=config.finetune.learning_rate,
+        rate_key="finetune.learning_rate",
         weight_decay=config.supernet.weight_decay,
         clip_norm=config.supernet.clip_norm,
         begin_epoch=begin_epoch,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apqkit.config import DataConfig
 from apqkit.data.images import ImageSet, augment
-from apqkit.errors import TrainingError
+from apqkit.errors import RunError, TrainingError
 from apqkit.training.checkpoint import (
     load_tensors,
     load_weights,
@@ -47,11 +47,13 @@ class Recipe:
     """One phase of training.
 
     Attributes:
-        phase: Its name, for the history and the progress bar.
+        phase: Its name, for the history.
+        label: What the progress bar says.
         stream: Number that keeps its random draws apart from those of other phases.
-        epochs: How often every image is seen.
+        epochs: How often the images are seen; what fills no batch sits out an epoch.
         batch_size: Images a step.
         learning_rate: Peak of the schedule.
+        rate_key: Where the configuration sets it, for the message when training diverges.
         weight_decay: Of AdamW.
         clip_norm: Largest norm of the gradient.
         warmup: Share of the steps with a rising rate; a half cosine follows.
@@ -60,10 +62,12 @@ class Recipe:
     """
 
     phase: str
+    label: str
     stream: int
     epochs: int
     batch_size: int
     learning_rate: float
+    rate_key: str
     weight_decay: float
     clip_norm: float
     begin_epoch: Callable[[int, np.random.Generator, int], Accumulate]
@@ -109,14 +113,15 @@ def train(
 
     Raises:
         TrainingError: A loss is not finite.
-        RunError: The checkpoint is damaged or belongs to another network.
+        RunError: The checkpoint is damaged or belongs to another network or phase.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     history = _resume(model, optimizer, recipe, checkpoint)
     steps = max(1, len(images) // recipe.batch_size)
-    with progress.task(f"supernet, {recipe.phase}", recipe.epochs) as advance:
+    device = next(model.parameters()).device
+    with progress.task(recipe.label, recipe.epochs) as advance:
         advance(len(history))
         for number in range(len(history), recipe.epochs):
             rng = np.random.default_rng([seed, recipe.stream, number])
@@ -125,9 +130,9 @@ def train(
             batches = _batches(images, recipe.batch_size, data, rng)
             for step, (batch, labels) in enumerate(batches):
                 _set_rate(optimizer, recipe, number * steps + step, recipe.epochs * steps)
-                optimizer.zero_grad(set_to_none=False)
-                losses.append(accumulate(batch, labels, step))
-                _check_finite(losses[-1], recipe.phase, number)
+                optimizer.zero_grad()
+                losses.append(accumulate(batch.to(device), labels.to(device), step))
+                _check_finite(losses[-1], recipe, number)
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
             history.append(Epoch(recipe.phase, number + 1, _means(losses)))
@@ -156,12 +161,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
         group["lr"] = recipe.learning_rate * share
 
 
-def _check_finite(losses: dict[str, float], phase: str, epoch: int) -> None:
+def _check_finite(losses: dict[str, float], recipe: Recipe, epoch: int) -> None:
     for name, value in losses.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} loss is {value} in epoch {epoch + 1} of phase {phase}: "
-                f"lower supernet.learning_rate or supernet.clip_norm"
+                f"the {name} loss is {value} in epoch {epoch + 1} of phase {recipe.phase}: "
+                f"lower {recipe.rate_key} or supernet.clip_norm"
             )
 
 
@@ -195,6 +200,10 @@ def _resume(
     if checkpoint is None or not checkpoint.path.exists():
         return []
     tensors, meta = load_tensors(checkpoint.path, checkpoint.cure)
+    if meta.get("phase") != recipe.phase:
+        raise RunError(
+            f"{checkpoint.path} is no checkpoint of phase {recipe.phase}; {checkpoint.cure}"
+        )
     load_weights(model, tensors, checkpoint.path)
     restore_optimizer(model, optimizer, tensors)
     return [Epoch(recipe.phase, i + 1, losses) for i, losses in enumerate(meta["losses"])]

@@ -34,22 +34,29 @@ class _Sandwich:
     smallest: Sequence[Layer]
 
     def begin_epoch(
-        self, students: Callable[[int], Sequence[Sequence[Layer]]], first_step: int
+        self,
+        students: Callable[[int], Sequence[Sequence[Layer]]],
+        first_step: int,
+        *,
+        alone: float = 0.0,
     ) -> Accumulate:
         """Returns the function that accumulates one step's gradients.
 
         Args:
             students: For a step of the epoch, the random subnets beside largest and smallest.
             first_step: Steps of the phase before this epoch.
+            alone: Steps of the phase that belong to the largest subnet alone.
         """
 
         def accumulate(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
             teacher, loss = self._teach(images, labels)
             losses = {"largest": loss}
+            if first_step + step < alone:
+                return losses
             if (first_step + step) % self.settings.smallest_every == 0:
                 losses["smallest"] = self._learn(images, self.smallest, teacher)
             drawn = [self._learn(images, layers, teacher) for layers in students(step)]
-            return {**losses, "random": float(np.mean(drawn))} if drawn else losses
+            return {**losses, "random": float(np.mean(drawn))}
 
         return accumulate
 
@@ -123,12 +130,12 @@ def _fp32_recipe(sandwich: _Sandwich, space: Space, settings: SupernetConfig) ->
 
     def begin_epoch(epoch: int, rng: np.random.Generator, steps: int) -> Accumulate:
         table = space.network(draw_uniform(space, steps * count, rng)).in_fp32()
-        alone = settings.warmup_share * settings.epochs * steps - epoch * steps
+        alone = settings.warmup_share * settings.epochs * steps
 
         def students(step: int) -> list[list[Layer]]:
-            return [] if step < alone else _layers(table, step, count)
+            return _layers(table, step, count)
 
-        return sandwich.begin_epoch(students, epoch * steps)
+        return sandwich.begin_epoch(students, epoch * steps, alone=alone)
 
     return _recipe("fp32", _FP32_STREAM, settings, begin_epoch)
 
@@ -157,10 +164,12 @@ def _recipe(
     fp32 = phase == "fp32"
     return Recipe(
         phase=phase,
+        label=f"supernet, {phase}",
         stream=stream,
         epochs=settings.epochs if fp32 else settings.quantized_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate if fp32 else settings.quantized_learning_rate,
+        rate_key=f"supernet.{'' if fp32 else 'quantized_'}learning_rate",
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
         begin_epoch=begin_epoch,

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import ndtri
+
+from apqkit.formats import format_named
+from apqkit.quant.fake_quantize import fake_quantize
+from apqkit.quant.ranges import activation_scale, weight_scale
+
+NARROW = ("int2", "int3", "int4", "int5", "int6", "fp4_e2m1")
+WIDE = ("int7", "int8", "fp8_e4m3", "fp8_e5m2")
+GAUSSIAN = torch.from_numpy(ndtri((np.arange(20_001) + 0.5) / 20_001)).float()
+
+
+def error_of(values, number_format, reach, *, narrow):
+    """Root mean squared error, relative, when the largest level is ``reach`` root mean squares."""
+    rms = values.square().mean().sqrt()
+    scale = reach * rms / number_format.max_value
+    found = fake_quantize(values, number_format, scale=scale, narrow_range=narrow)
+    return float((found - values).square().mean().sqrt() / rms)
+
+
+def least_error(values, number_format, *, narrow):
+    reaches = np.arange(0.8, 7.0, 0.04)
+    return min(error_of(values, number_format, float(r), narrow=narrow) for r in reaches)
+
+
+# How far each rule may be from the best clip of a (rectified) Gaussian, found by trying them all.
+@pytest.mark.parametrize(
+    ("name", "signed", "allowed"),
+    [
+        ("int2", True, 1.01),
+        ("int3", True, 1.01),
+        ("int4", True, 1.01),
+        ("int5", True, 1.07),
+        ("int6", True, 1.16),
+        ("fp4_e2m1", True, 1.01),
+        ("int2", False, 1.10),
+        ("int3", False, 1.07),
+        ("int4", False, 1.01),
+        ("int5", False, 1.01),
+        ("int6", False, 1.06),
+        ("fp4_e2m1", False, 1.02),
+    ],
+)
+def test_clips_lose_little_against_the_best_clip(name, signed, allowed):
+    number_format = format_named(name).for_sign(signed=signed)
+    values = GAUSSIAN if signed else GAUSSIAN.clamp(min=0.0)
+    best = least_error(values, number_format, narrow=signed)
+    scale = activation_scale(values, number_format, signed=signed)
+    reach = float(scale * number_format.max_value / values.square().mean().sqrt())
+    own = error_of(values, number_format, reach, narrow=signed)
+    assert best * 0.999 < own < best * allowed
+    largest = float(values.abs().max() / values.square().mean().sqrt())
+    assert own < error_of(values, number_format, largest, narrow=signed)
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("signed", [True, False])
+def test_wide_formats_keep_the_largest_magnitude(name, signed):
+    number_format = format_named(name).for_sign(signed=signed)
+    values = torch.tensor([-3.0, 0.01, 2.0]) if signed else torch.tensor([0.0, 0.01, 2.0])
+    scale = activation_scale(values, number_format, signed=signed)
+    assert scale.shape == ()
+    assert float(scale * number_format.max_value) == pytest.approx(3.0 if signed else 2.0)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_formats_lose_at_most_a_fifth_by_keeping_it(name):
+    number_format = format_named(name)
+    largest = float(GAUSSIAN.abs().max())
+    own = error_of(GAUSSIAN, number_format, largest, narrow=True)
+    assert own < 1.2 * least_error(GAUSSIAN, number_format, narrow=True)
+
+
+@pytest.mark.parametrize("name", [*NARROW, *WIDE])
+def test_weight_scales_are_those_of_each_channel_alone(name):
+    number_format = format_named(name)
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight *= torch.tensor([0.01, 1.0, 5.0, 0.3, 2.0]).view(-1, 1, 1, 1)
+    scale = weight_scale(weight, number_format)
+    assert scale.shape == (5, 1, 1, 1)
+    for row, own in zip(weight, scale, strict=True):
+        alone = activation_scale(row, number_format, signed=True)
+        assert float(own) == pytest.approx(float(alone), rel=1e-6)
+
+
+def test_linear_weights_have_one_scale_a_row():
+    assert weight_scale(torch.randn(7, 4), format_named("int4")).shape == (7, 1)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_few_values_are_not_stretched_beyond_the_largest(name):
+    values = torch.tensor([1.0, -1.0, 1.0])  # root mean square 1: every clip lies beyond
+    scale = activation_scale(values, format_named(name), signed=True)
+    assert float(scale * format_named(name).max_value) == pytest.approx(1.0)
+
+
+def test_unsigned_ranges_ask_the_positive_side_alone():
+    values = torch.tensor([0.5, 2.0])
+    assert float(activation_scale(values, format_named("uint8"), signed=False)) == pytest.approx(
+        2.0 / 255
+    )
+    signed = torch.tensor([-4.0, 2.0])
+    assert float(activation_scale(signed, format_named("int8"), signed=True)) == pytest.approx(
+        4.0 / 127
+    )
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=20),
+    st.integers(-8, 8),
+    st.sampled_from([*NARROW, *WIDE]),
+)
+@settings(max_examples=80, deadline=None)
+def test_scales_follow_the_tensor(values, power, name):
+    number_format = format_named(name)
+    weight = torch.tensor(values).view(1, -1)
+    scale = weight_scale(weight, number_format)
+    factor = 2.0**power
+    if float(scale * min(factor, 1.0)) > 1e-7:  # above the floor
+        assert torch.allclose(weight_scale(weight * factor, number_format), scale * factor)
+        assert torch.equal(weight_scale(-weight, number_format), scale)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "fp8_e4m3", "fp4_e2m1"])
+def test_an_all_zero_tensor_does_not_divide_by_zero(name):
+    number_format = format_named(name)
+    zeros = torch.zeros(2, 3)
+    assert weight_scale(zeros, number_format).flatten().tolist() == pytest.approx([1e-8] * 2)
+    scale = activation_scale(zeros, number_format, signed=True)
+    assert torch.equal(fake_quantize(zeros, number_format, scale=scale), zeros)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "fp8_e4m3"])
+def test_a_value_that_is_not_a_number_reaches_the_scale(name):
+    values = torch.tensor([1.0, float("nan")])
+    assert activation_scale(values, format_named(name), signed=True).isnan()
