@@ -68,19 +68,21 @@ def test_where_there_is_nothing_but_noise_to_learn_it_ranks_about_like_its_base(
         assert min(differences) >= worst, count
 
 
-def test_where_the_truth_is_the_base_and_structure_it_beats_both_base_and_scratch():
+@pytest.mark.parametrize("count", [20, 40])
+def test_where_the_truth_is_the_base_and_structure_it_beats_both_base_and_scratch(count):
     taus = []
+    residual = BlendPredictor(n_estimators=40)
     for seed in range(8):
         world = World(seed, structure=0.6)
-        X, y = world.mixed(40)
+        X, y = world.mixed(count)
         unseen, truth = world.mixed(300, noise=0.0)
-        fits = [TransferPredictor(base, RidgePredictor()).fit(X, y) for base in (world.base, None)]
+        fits = [TransferPredictor(base, residual).fit(X, y) for base in (world.base, None)]
         predictions = [each.predict(unseen) for each in fits]
         predictions.append(world.base.predict(unseen[:, :COLUMNS]))
         taus.append([kendall_tau(truth, each) for each in predictions])
     transferred, scratch, alone = np.mean(taus, axis=0)
     assert transferred > scratch + 0.01
-    assert transferred > alone + 0.2
+    assert transferred > alone + 0.1
 
 
 def test_few_rows_fall_back_to_the_base_moved_to_their_level(world):
