@@ -148,6 +148,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except _UsageFault as fault:
         print(f"apqkit: {' '.join(fault.format_message().split())}", file=sys.stderr)
         return 2
+    except OSError as fault:  # a full disk, a file in the way
+        print(f"apqkit: {fault.filename or 'input or output'}: {fault.strerror}", file=sys.stderr)
+        return 2
     except (typer.Abort, KeyboardInterrupt):
         print("apqkit: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

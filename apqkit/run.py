@@ -285,7 +285,8 @@ class RunDirectory:
             manifest = dict(json.loads(path.read_text(encoding="utf-8")))
             if manifest["schema"] == _SCHEMA:
                 _RECORDS.validate_python(manifest["stages"])
-                manifest["facts"] = dict(manifest["facts"])
+                for name in ("facts", "versions", "machine"):
+                    manifest[name] = dict(manifest[name])
         except (OSError, ValueError, KeyError, TypeError):
             raise RunError(f"{path} is damaged; use another --out or delete the run") from None
         if manifest["schema"] != _SCHEMA:

@@ -10,16 +10,18 @@ from typing import Any
 import tomli_w
 
 from apqkit.config import Config, load_config, validate_model
+from apqkit.data import load_splits
 from apqkit.errors import ConfigError, RunError
 from apqkit.front import ParetoSet
-from apqkit.pipeline.context import RunContext, load_plugins
+from apqkit.pipeline.checks import check_machine, check_names
+from apqkit.pipeline.context import RunContext, flattened, load_plugins
 from apqkit.pipeline.export_stage import MODEL_FILE, export_member
 from apqkit.pipeline.finetune import finetune_member
 from apqkit.pipeline.search_stage import read_pareto_set
-from apqkit.pipeline.stages import STAGES, Stage, stage_inputs
+from apqkit.pipeline.stages import STAGES, Stage, stage_inputs, with_followers
 from apqkit.registry import did_you_mean
 from apqkit.run import RunDirectory, write_atomically, write_json
-from apqkit.spaces import space_options
+from apqkit.spaces import build_space, space_options
 from apqkit.types import Progress, SilentProgress
 
 __all__ = [
@@ -55,7 +57,7 @@ def run_search(
             mappings.
         out: The run directory; by default ``runs/NAME``.
         overrides: ``key=value`` texts with dotted keys.
-        redo: A stage to make again, with all that follow.
+        redo: A stage to make again, with all that build on it.
         progress: Shows how far it is.
 
     Raises:
@@ -80,20 +82,26 @@ def run_stages(
         config: The configuration.
         path: The run directory.
         until: Last stage; None for all.
-        redo: A stage to make again, with all that follow.
+        redo: A stage to make again, with all that build on it.
         progress: Shows how far it is.
 
     Raises:
         ApqkitError: Anything that a user can mend; the text is one line.
     """
     names = [stage.name for stage in STAGES]
-    wanted = names[: _index(names, until, "--until") + 1] if until else names
-    forgotten = names[_index(names, redo, "--redo") :] if redo else []
+    wanted = STAGES[: _index(names, until, "--until") + 1] if until else STAGES
+    forgotten = with_followers(names[_index(names, redo, "--redo")]) if redo else []
     config = resolved(config)
+    check_names(config)
+    splits = load_splits(config.data, config.seed)
+    space = build_space(config.space, splits.image_shape, splits.classes)
     with _opened(config, path, create=True, progress=progress) as context:
+        context.splits, context.space = splits, space
+        done = _done_stages(context, forgotten)
+        check_machine(config, {stage.name for stage in wanted} - done)
         context.run.redo(forgotten)
         _write_config(context)
-        return [stage.name for stage in STAGES if stage.name in wanted and _run(context, stage)]
+        return [stage.name for stage in wanted if _run(context, stage)]
 
 
 def read_front(path: str | Path) -> ParetoSet:
@@ -216,15 +224,22 @@ def _opened(
 def _reopened(path: Path, progress: Progress | None) -> Iterator[RunContext]:
     """Opens a run with the configuration that it was made with."""
     file = path / _RESOLVED
+    damaged = RunError(f"{file} is damaged; run the search again with the same --out")
     if not file.is_file():
         raise RunError(f"{path} holds no run of apqkit: it has no {_RESOLVED}")
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunError(f"{file} is damaged; run the search again with the same --out") from None
-    config = validate_model(Config, _without_none(tree))
+        config = validate_model(Config, _without_none(dict(tree)))
+    except (ValueError, TypeError, ConfigError):
+        raise damaged from None
     load_plugins(config)
     with _opened(config, path, create=False, progress=progress) as context:
+        settings = flattened(config.model_dump(mode="json"), "")
+        for name, record in context.run.stages.items():
+            if any(settings.get(key, value) != value for key, value in record.inputs.items()):
+                raise damaged
+            if name != "report":  # which is written anew and never read
+                context.run.is_done(name, record.inputs)
         yield context
 
 
@@ -238,14 +253,22 @@ def _front(context: RunContext) -> ParetoSet:
     return read_pareto_set(context)
 
 
+def _done_stages(context: RunContext, forgotten: Sequence[str]) -> set[str]:
+    """Returns the stages that need no work; refuses changes in all that are not made again."""
+    kept = [each for each in STAGES if each.name in context.run.stages]
+    return {
+        stage.name
+        for stage in kept
+        if stage.name not in forgotten
+        and context.run.is_done(stage.name, stage_inputs(context, stage))
+    }
+
+
 def _write_config(context: RunContext) -> None:
-    """Keeps the configuration that the run was begun with; stages check for changes."""
+    """Keeps the configuration that the run was begun with."""
     run = context.run
     for name, (before, now) in run.changed_versions().items():
         context.say(f"this run was begun with {name} {before}, now {now}: figures may differ")
-    begun = [each for each in STAGES if each.name in run.stages]
-    for stage in begun:
-        run.is_done(stage.name, stage_inputs(context, stage))
     write_atomically(run.path / _CONFIG, config_toml(context.config))
     write_json(run.path / _RESOLVED, context.config.model_dump(mode="json"))
     run.describe({"seed": context.config.seed, "device": context.config.cost.device})

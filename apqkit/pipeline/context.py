@@ -14,7 +14,6 @@ from apqkit.config import Config
 from apqkit.cost import DeviceModel, NetworkCost, device_model
 from apqkit.data import ImageSet, Splits, load_splits
 from apqkit.errors import ConfigError
-from apqkit.formats import format_named
 from apqkit.pipeline.proxies import ProxyColumns
 from apqkit.prediction import FeatureBuilder, feature_builder
 from apqkit.run import RunDirectory
@@ -51,7 +50,6 @@ class RunContext:
     @cached_property
     def space(self) -> Space:
         """The search space for these images."""
-        _check_formats(self.config)
         return build_space(self.config.space, self.splits.image_shape, self.splits.classes)
 
     @cached_property
@@ -135,8 +133,9 @@ def load_plugins(config: Config) -> None:
     for name in config.plugins:
         try:
             import_module(name)
-        except ImportError as fault:
-            raise ConfigError(f"plugins: module {name!r} cannot be imported: {fault}") from None
+        except Exception as fault:  # noqa: BLE001 - a module can fail in any way
+            reason = str(fault).partition("\n")[0] or type(fault).__name__
+            raise ConfigError(f"plugins: module {name!r} cannot be imported: {reason}") from None
 
 
 def check_device_formats(context: RunContext) -> None:
@@ -167,19 +166,6 @@ def check_device_formats(context: RunContext) -> None:
                     f"space.{key} offers {name!r}, which device {config.cost.device!r} cannot "
                     f"run: leave it out or choose another cost.device"
                 )
-
-
-def _check_formats(config: Config) -> None:
-    for name in (
-        *config.space.weight_formats,
-        *config.space.activation_formats,
-        *config.space.first_last_formats,
-    ):
-        if not format_named(name).signed:
-            raise ConfigError(
-                f"space formats are named without sign, got {name!r}: "
-                f"tensors that cannot be negative use the unsigned twin by themselves"
-            )
 
 
 def flattened(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:

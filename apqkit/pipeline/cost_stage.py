@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from apqkit.cost import LutCost, find_device
+from apqkit.errors import ApqkitError
 from apqkit.pipeline.context import RunContext, check_device_formats
 from apqkit.run import write_atomically, write_json
 from apqkit.search.limits import check_limits, check_metrics
@@ -24,7 +25,18 @@ _SMALL_CHANGE = 0.02
 
 
 def run_cost_stage(context: RunContext, folder: Path) -> None:
-    """Prices the layers of the space and checks objectives, limits and formats against them."""
+    """Prices the layers of the space and checks objectives, limits and formats against them.
+
+    A mistake that it finds leaves nothing behind: the corrected configuration is no changed one.
+    """
+    try:
+        _price_and_check(context, folder)
+    except ApqkitError:
+        context.run.redo(["cost"])
+        raise
+
+
+def _price_and_check(context: RunContext, folder: Path) -> None:
     config, space = context.config, context.space
     device = find_device(config.cost.device)
     rng = np.random.default_rng([config.seed, 1])

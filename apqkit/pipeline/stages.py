@@ -15,7 +15,7 @@ from apqkit.pipeline.search_stage import run_search_stage
 from apqkit.pipeline.supernet_stage import run_supernet_stage
 from apqkit.run import fingerprint_of
 
-__all__ = ["STAGES", "Stage", "stage_inputs"]
+__all__ = ["STAGES", "Stage", "stage_inputs", "with_followers"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ STAGES: tuple[Stage, ...] = (
     Stage("report", (), ("export",), run_report_stage),
 )  # fmt: skip
 """Every stage of a run. Cost comes first: an impossible limit should not cost a training."""
+
+
+def with_followers(name: str) -> list[str]:
+    """Returns a stage and all that build on its results, in order."""
+    found = [name]
+    for stage in STAGES:
+        if set(stage.upstream) & set(found):
+            found.append(stage.name)
+    return found
 
 
 def stage_inputs(context: RunContext, stage: Stage) -> dict[str, Any]:

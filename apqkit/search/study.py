@@ -17,7 +17,14 @@ from apqkit.errors import RunError
 from apqkit.run import write_atomically
 from apqkit.types import Choice, Dim
 
-__all__ = ["JOURNAL", "MeasuredTrial", "add_trial", "open_study", "read_trials"]
+__all__ = [
+    "JOURNAL",
+    "MeasuredTrial",
+    "add_trial",
+    "check_storage",
+    "open_study",
+    "read_trials",
+]
 
 JOURNAL = "journal.log"
 """File name of the study in a run's search directory."""
@@ -71,6 +78,19 @@ class _FileLock:
             file.close()
 
 
+def check_storage(url: str) -> None:
+    """Opens a storage and closes it again.
+
+    Raises:
+        RunError: It cannot be opened.
+    """
+    try:
+        with _quiet_optuna():
+            get_storage(url).remove_session()
+    except Exception as fault:  # noqa: BLE001 - each storage has its own errors
+        raise _unopened(url, fault) from None
+
+
 def open_study(
     directory: Path, storage: str | None, name: str, objectives: Mapping[str, str]
 ) -> optuna.Study:
@@ -98,9 +118,7 @@ def open_study(
             )
             found = [each.name.lower() for each in study.directions]
     except Exception as fault:  # noqa: BLE001 - each storage has its own errors
-        where = storage or directory / JOURNAL
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise RunError(f"the study in {where} cannot be opened: {reason}") from None
+        raise _unopened(storage or directory / JOURNAL, fault) from None
     if found != directions:
         raise RunError(
             f"study {name!r} in {storage or directory / JOURNAL} has the directions {found}, "
@@ -157,6 +175,11 @@ def read_trials(study: optuna.Study) -> list[MeasuredTrial]:
                 f"candidate: use another storage"
             )
     return [MeasuredTrial(candidate=dict(each.params), **each.user_attrs) for each in trials]
+
+
+def _unopened(where: str | Path, fault: Exception) -> RunError:
+    reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+    return RunError(f"the study in {where} cannot be opened: {reason}")
 
 
 def _plain(value: Any) -> Any:
