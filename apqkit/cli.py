@@ -136,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 # typer exports no base of its usage errors; BadParameter is one of them, two steps below it.
 _UsageFault: Any = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -152,8 +153,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"apqkit: {fault.filename or 'input or output'}: {fault.strerror}", file=sys.stderr)
         return 2
     except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # typer returns it on Ctrl-C
         print("apqkit: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     return code if isinstance(code, int) else 0
 
 

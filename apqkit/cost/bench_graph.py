@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from apqkit.cost.keys import KEY_COLUMNS
 from apqkit.formats import FORMATS
-from apqkit.quant.qdq import OPSET, GraphParts, lower_bias, lower_weight
+from apqkit.quant.qdq import OPSET, GraphParts, carrier_zero, lower_bias, lower_weight
 from apqkit.types import ACTIVATIONS, OPS, IntArray
 
 __all__ = ["bench_feeds", "bench_graph"]
@@ -37,10 +37,10 @@ class _Bench:
     def tensor_type(self) -> int:
         if not self.integer:
             return int(TensorProto.FLOAT)
-        return int(TensorProto.INT8 if self.key["signed_input"] else TensorProto.UINT8)
+        return int(TensorProto.UINT8)
 
     def quantization(self) -> tuple[str, str]:
-        zero = np.int8(0) if self.key["signed_input"] else np.uint8(0)
+        zero = carrier_zero(signed=bool(self.key["signed_input"]))
         step = self.parts.constant(self._fresh("step"), _STEP)
         return step, self.parts.constant(self._fresh("zero"), zero)
 
@@ -53,14 +53,11 @@ class _Bench:
 
     def output(self, name: str) -> onnx.ValueInfoProto:
         if self.integer:
-            # the next layer's format; unsigned after a ReLU
-            relu = ACTIVATIONS[self.key["activation"]] == "relu"
-            zero = np.uint8(0) if relu or not self.key["signed_input"] else np.int8(0)
-            kind = TensorProto.UINT8 if zero.dtype == np.uint8 else TensorProto.INT8
+            signed = ACTIVATIONS[self.key["activation"]] != "relu"
             step = self.parts.constant(self._fresh("out_step"), _STEP)
-            level = self.parts.constant(self._fresh("out_zero"), zero)
-            name = self.parts.node("QuantizeLinear", [name, step, level], f"{self.prefix}_out")
-            return helper.make_tensor_value_info(name, kind, None)
+            zero = self.parts.constant(self._fresh("out_zero"), carrier_zero(signed=signed))
+            name = self.parts.node("QuantizeLinear", [name, step, zero], f"{self.prefix}_out")
+            return helper.make_tensor_value_info(name, TensorProto.UINT8, None)
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
     def weighted(
@@ -124,8 +121,7 @@ def bench_feeds(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
         if tensor.elem_type == TensorProto.FLOAT:
             feeds[info.name] = rng.random(shape, dtype=np.float32)
         else:
-            kind = np.int8 if tensor.elem_type == TensorProto.INT8 else np.uint8
-            feeds[info.name] = rng.integers(0, 128, shape).astype(kind)
+            feeds[info.name] = rng.integers(0, 256, shape).astype(np.uint8)
     return feeds
 
 

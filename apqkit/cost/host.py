@@ -73,7 +73,7 @@ def build_host_table(table: LayerTable, *, batch: int, progress: Progress) -> Lo
         progress: Shows the layers that are timed.
 
     Raises:
-        CostError: The cache is damaged, or no layer has a kernel here.
+        CostError: The cache is damaged or cannot be written, or no layer has a kernel here.
     """
     header = host_header(batch)
     identity = {name: value for name, value in header.items() if name != "date"}
@@ -84,12 +84,23 @@ def build_host_table(table: LayerTable, *, batch: int, progress: Progress) -> Lo
     keys = distinct_keys(replace(table, active=table.active & runs), columns)
     wanted = missing_keys(known, keys)
     if len(wanted):
+        _make_folder(path.parent)
         timed = _timed_table(wanted, header, batch, progress)
         known = timed if known is None else known.joined(timed)
         write_lut(path, known)
     if known is None:
         raise CostError("there is no layer to time")
     return known
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the cache's folder before the long work whose results go there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise CostError(
+            f"{folder} cannot be made: {fault.strerror}; set APQKIT_CACHE to a folder for tables"
+        ) from None
 
 
 def _cached(path: Path, header: dict[str, str]) -> LookupTable | None:

@@ -30,6 +30,7 @@ __all__ = [
 _MS_COLUMNS = ("latency_ms", "p10_ms", "p90_ms")
 _HEADER_MARK = "# "
 _NO_FORMAT = "none"
+_LARGEST = 2.0**31  # of any figure in a file
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def read_lut(path: Path) -> LookupTable:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         frame = pd.read_csv(io.StringIO("\n".join(each for each in lines if each[:1] != "#")))
-    except (OSError, ValueError) as fault:
-        raise CostError(f"{path} is no look-up table: {str(fault).strip()}") from None
+    except OSError as fault:
+        raise CostError(f"{path} cannot be read: {fault.strerror}") from None
+    except ValueError as fault:
+        reason = " ".join(str(fault).split())
+        raise CostError(f"{path} is no look-up table: {reason}") from None
     header = {}
     for line in lines:
         if line.startswith(_HEADER_MARK):
@@ -118,7 +122,7 @@ def read_lut(path: Path) -> LookupTable:
     figures = {}
     for name in (*_MS_COLUMNS, "count"):
         figures[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
-        if not (np.isfinite(figures[name]) & (figures[name] > 0)).all():
+        if not ((figures[name] > 0) & (figures[name] <= _LARGEST)).all():
             raise CostError(f"{path} holds a {name} that is no positive number")
     return LookupTable(
         header=header,
@@ -250,7 +254,7 @@ def _coded(frame: pd.DataFrame, path: Path) -> IntArray:
             values = values.map(codes)
         else:
             values = pd.to_numeric(values, errors="coerce")
-            values = values.where((values >= 0) & (values % 1 == 0))
+            values = values.where((values >= 0) & (values <= _LARGEST) & (values % 1 == 0))
         if values.isna().any():
             raise CostError(f"{path} holds an unknown value in column {name!r}")
         columns.append(values.to_numpy(np.int64))

@@ -139,7 +139,7 @@ def load_plugins(config: Config) -> None:
 
 
 def check_device_formats(context: RunContext) -> None:
-    """Checks that the device prices every format that the space offers.
+    """Checks that the device prices every format that the space offers, with some partner.
 
     Raises:
         ConfigError: It names the first format that the device cannot run.
@@ -151,21 +151,23 @@ def check_device_formats(context: RunContext) -> None:
     from apqkit.spaces.base import largest_picks
 
     table = space.network(largest_picks(space.dims))
-    offered: dict[str, tuple[str, ...]] = {
-        "weight_formats": config.space.weight_formats,
-        "activation_formats": config.space.activation_formats,
-        "first_last_formats": config.space.first_last_formats,
+    weights, activations = config.space.weight_formats, config.space.activation_formats
+    offered: dict[str, dict[str, list[tuple[str, str]]]] = {
+        "weight_formats": {each: [(each, other) for other in activations] for each in weights},
+        "activation_formats": {each: [(other, each) for other in weights] for each in activations},
+        "first_last_formats": {each: [(each, each)] for each in config.space.first_last_formats},
     }
-    for key, names in offered.items():
-        for name in names:
-            weights = name if key != "activation_formats" else None
-            activations = name if key != "weight_formats" else None
-            costs = context.device.cost(table.with_formats(weights, activations))
-            if any(np.isnan(values).any() for values in costs.values()):
+    for key, pairs_by_name in offered.items():
+        for name, pairs in pairs_by_name.items():
+            if not any(_has_price(context.device, table.with_formats(*pair)) for pair in pairs):
                 raise ConfigError(
                     f"space.{key} offers {name!r}, which device {config.cost.device!r} cannot "
                     f"run: leave it out or choose another cost.device"
                 )
+
+
+def _has_price(device: DeviceModel, table: LayerTable) -> bool:
+    return not any(np.isnan(values).any() for values in device.cost(table).values())
 
 
 def flattened(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def final_front(context: RunContext, evaluated: Evaluated) -> tuple[Evaluated, s
         The front of the second measurement, most accurate first, and the key of its knee.
 
     Raises:
-        LimitError: No measured candidate is within the limits.
+        LimitError: No measured candidate is within the limits, at first or measured again.
     """
     config = context.config.search
     violations = violations_of(evaluated.figures, config.limits)
@@ -101,6 +101,8 @@ def final_front(context: RunContext, evaluated: Evaluated) -> tuple[Evaluated, s
     within = [int(each) for each in order if violations[each] <= 0][:_FINALISTS]
     finalists = _measured_again(context, evaluated.take(within), "validation")
     feasible = violations_of(finalists.figures, config.limits) <= 0
+    if not feasible.any():
+        raise LimitError(_unmet(finalists, config.limits))
     losses = losses_of(finalists.figures, config.objectives)
     losses[~feasible] = np.inf
     front = np.flatnonzero(nondominated(losses))

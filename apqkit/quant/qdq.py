@@ -1,6 +1,8 @@
 """The ONNX nodes that compute what a quantizer computes.
 
-Integers under 8 bits ride in 8-bit carriers: a Clip after QuantizeLinear keeps to their levels.
+Integer activations ride in unsigned 8-bit carriers, signed ones with 128 standing for 0: the
+runtime fuses a layer into an integer kernel only where its input and output have one type. Under 8
+bits a Clip after QuantizeLinear keeps to the format's levels.
 fp8 uses the float8 types. fp4 weights are exact in int8 at half the scale; fp4 activations are
 rounded by ordinary nodes, since ONNX Runtime has no float4 QuantizeLinear on a CPU.
 """
@@ -18,7 +20,7 @@ from apqkit.errors import ExportError
 from apqkit.formats import NumberFormat
 from apqkit.quant.integer import integer_step
 
-__all__ = ["OPSET", "GraphParts", "lower_activation", "lower_bias", "lower_weight"]
+__all__ = ["OPSET", "GraphParts", "carrier_zero", "lower_activation", "lower_bias", "lower_weight"]
 
 OPSET = 21
 """The ONNX operator set of every model that is written."""
@@ -58,6 +60,11 @@ class GraphParts:
         return name
 
 
+def carrier_zero(*, signed: bool) -> np.uint8:
+    """Returns the code that stands for 0 in the unsigned 8-bit carrier of integer activations."""
+    return np.uint8(128 if signed else 0)
+
+
 def lower_activation(
     parts: GraphParts, source: str, target: str, number_format: NumberFormat, scale: float
 ) -> None:
@@ -81,8 +88,7 @@ def lower_activation(
         data_type = _FLOAT8[number_format.name]
         zero = parts.typed_constant(f"{target}.zero", np.zeros((), np.float32), data_type)
     elif number_format.family == "int" and number_format.bits <= 8:
-        zero_type = np.int8 if number_format.signed else np.uint8
-        zero = parts.constant(f"{target}.zero", zero_type(0))
+        zero = parts.constant(f"{target}.zero", carrier_zero(signed=number_format.signed))
     else:
         raise ExportError(f"activations in {number_format.name} have no ONNX form")
     code = parts.node("QuantizeLinear", [source, step, zero], f"{target}.code")
@@ -152,9 +158,9 @@ def _clip_levels(parts: GraphParts, code: str, target: str, number_format: Numbe
     A Clip of codes lets the runtime fuse the layer before it into an integer kernel; one of fp32
     values would not.
     """
-    kind = np.int8 if number_format.signed else np.uint8
-    low = parts.constant(f"{target}.low", kind(number_format.lowest_level))
-    high = parts.constant(f"{target}.high", kind(number_format.highest_level))
+    zero = int(carrier_zero(signed=number_format.signed))
+    low = parts.constant(f"{target}.low", np.uint8(zero + number_format.lowest_level))
+    high = parts.constant(f"{target}.high", np.uint8(zero + number_format.highest_level))
     return parts.node("Clip", [code, low, high], f"{target}.clipped")
 
 

@@ -1,7 +1,6 @@
 """Weights and optimiser state on disk: one safetensors file, written whole or not at all."""
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,16 @@ def load_tensors(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, An
         cure: What to do about a damaged file, for the message.
 
     Raises:
-        RunError: The file is truncated, or no file of apqkit.
+        RunError: The file is missing, truncated, or no file of apqkit.
     """
     try:
+        path.open("rb").close()  # it says more plainly why a file cannot be read
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})[_META_KEY])
+            meta = dict(json.loads((file.metadata() or {})[_META_KEY]))
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError, struct.error):
+    except OSError as fault:
+        raise RunError(f"{path} cannot be read: {fault.strerror}; {cure}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError):
         raise RunError(f"{path} is truncated or was not written by apqkit; {cure}") from None
 
 
@@ -70,7 +72,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
                 f"{where} does not belong to this network: {name} must have shape "
                 f"{tuple(tensor.shape)}, got {tuple(tensors[name].shape)}"
             )
-    more = [name for name in tensors if name not in own and _SEPARATOR not in name]
+    more = [name for name in tensors if name.partition(_SEPARATOR)[0] not in own]
     if more:
         raise RunError(f"{where} does not belong to this network: it also has {more[0]}")
     model.load_state_dict({name: tensors[name] for name in own})

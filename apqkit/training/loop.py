@@ -112,7 +112,7 @@ def train(
         progress: Shows one step an epoch.
 
     Raises:
-        TrainingError: A loss is not finite.
+        TrainingError: A loss or the gradient is not finite.
         RunError: The checkpoint is damaged or belongs to another network or phase.
     """
     optimizer = torch.optim.AdamW(
@@ -132,8 +132,8 @@ def train(
                 _set_rate(optimizer, recipe, number * steps + step, recipe.epochs * steps)
                 optimizer.zero_grad()
                 losses.append(accumulate(batch.to(device), labels.to(device), step))
-                _check_finite(losses[-1], recipe, number)
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                _check_finite(losses[-1], norm.item(), recipe, number)
                 optimizer.step()
             history.append(Epoch(recipe.phase, number + 1, _means(losses)))
             _save(model, optimizer, recipe, history, checkpoint)
@@ -161,11 +161,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
         group["lr"] = recipe.learning_rate * share
 
 
-def _check_finite(losses: dict[str, float], recipe: Recipe, epoch: int) -> None:
-    for name, value in losses.items():
+def _check_finite(losses: dict[str, float], norm: float, recipe: Recipe, epoch: int) -> None:
+    figures = {f"{name} loss": value for name, value in losses.items()}
+    for name, value in {**figures, "norm of the gradient": norm}.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} loss is {value} in epoch {epoch + 1} of phase {recipe.phase}: "
+                f"the {name} is {value} in epoch {epoch + 1} of phase {recipe.phase}: "
                 f"lower {recipe.rate_key} or supernet.clip_norm"
             )
 
@@ -200,10 +201,11 @@ def _resume(
     if checkpoint is None or not checkpoint.path.exists():
         return []
     tensors, meta = load_tensors(checkpoint.path, checkpoint.cure)
-    if meta.get("phase") != recipe.phase:
+    losses = meta.get("losses")
+    if meta.get("phase") != recipe.phase or not isinstance(losses, list):
         raise RunError(
             f"{checkpoint.path} is no checkpoint of phase {recipe.phase}; {checkpoint.cure}"
         )
     load_weights(model, tensors, checkpoint.path)
     restore_optimizer(model, optimizer, tensors)
-    return [Epoch(recipe.phase, i + 1, losses) for i, losses in enumerate(meta["losses"])]
+    return [Epoch(recipe.phase, i + 1, each) for i, each in enumerate(losses)]

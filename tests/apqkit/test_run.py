@@ -264,7 +264,13 @@ def test_a_file_system_without_locks_is_named(path, monkeypatch):
 
 def manifest_with(**changed):
     record = {"inputs": {}, "status": "done", "seconds": 1.0, "files": {}}
-    return {"schema": 1, "facts": {}, "stages": {"cost": {**record, **changed}}}
+    return {
+        "schema": 1,
+        "facts": {},
+        "versions": {},
+        "machine": {},
+        "stages": {"cost": {**record, **changed}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -279,6 +285,8 @@ def manifest_with(**changed):
         b'{"schema": 1}',
         b'{"schema": 1, "facts": {}, "stages": []}',
         b'{"schema": 1, "facts": 5, "stages": {}}',
+        b'{"schema": 1, "facts": {}, "stages": {}, "versions": {}}',
+        b'{"schema": 1, "facts": {}, "stages": {}, "machine": {}}',
         b'{"schema": 1, "facts": {}, "stages": {"cost": 5}}',
         b'{"schema": 1, "facts": {}, "stages": {"cost": {}}}',
         json.dumps(manifest_with(status="finished")).encode(),

@@ -16,7 +16,7 @@ from apqkit.export.check import onnx_logits
 from apqkit.export.onnx_model import INPUT_NAME, OUTPUT_NAME, export_onnx, onnx_model
 from apqkit.formats import NumberFormat, format_named
 from apqkit.quant.calibrate import calibrate
-from apqkit.quant.layers import ActivationQuantizer, QuantConv, QuantLinear
+from apqkit.quant.layers import ActivationQuantizer, QuantAdd, QuantConv, QuantLinear
 from apqkit.quant.onnx_marker import MARKER_DOMAIN
 from apqkit.quant.qdq import OPSET
 from apqkit.quant.ranges import activation_scale, weight_scale
@@ -204,16 +204,18 @@ def test_a_channel_of_zero_weights_keeps_its_bias_in_the_file(frozen, splits, tm
 
 
 @pytest.mark.parametrize("name", ["int8", "int6", "int4", "int2"])
-def test_clipped_codes_leave_integer_kernels_fused(frozen, tmp_path, name):
-    """Layers between tensors of one sign run as integers, however narrow the levels are."""
-    proto = onnx_model(frozen(name, name), SHAPE, {})
+def test_every_layer_between_integers_runs_in_a_fused_integer_kernel(frozen, tmp_path, name):
+    """Whatever the signs are and however narrow the levels."""
+    model = frozen(name, name)
+    proto = onnx_model(model, SHAPE, {})
     nodes = optimised_ops(proto, tmp_path)
     ops = Counter(each.op_type for each in nodes)
     clips = sum(each.op_type == "Clip" for each in proto.graph.node)
     assert ops["Clip"] == clips
     assert (clips > 0) == (name != "int8")
-    # stem, head's input side and five depthwise convolutions read and write unsigned tensors
-    assert ops["QLinearConv"] >= 7
+    assert ops["QLinearConv"] == sum(isinstance(each, QuantConv) for each in model.modules())
+    assert ops["QLinearAdd"] == sum(isinstance(each, QuantAdd) for each in model.modules())
+    assert not {"Conv", "Add", "Gemm"} & set(ops)
     depthwise = [each for each in nodes if each.op_type == "QLinearConv" and group_of(each) > 1]
     assert len(depthwise) == 5
     assert ops["QGemm"] == 1

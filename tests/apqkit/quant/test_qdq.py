@@ -141,9 +141,23 @@ def test_narrow_integers_are_clipped_as_codes(name):
     parts = GraphParts()
     lower_activation(parts, "x", "y", format_named(name), 0.1)
     assert [node.op_type for node in parts.nodes] == ["QuantizeLinear", "Clip", "DequantizeLinear"]
-    kinds = {each.name: each.data_type for each in parts.constants}
-    carrier = TensorProto.INT8 if name.startswith("int") else TensorProto.UINT8
-    assert {kinds[f"y.{each}"] for each in ("zero", "low", "high")} == {carrier}
+    number_format = format_named(name)
+    codes = {each.name: numpy_helper.to_array(each) for each in parts.constants}
+    zero, low, high = (codes[f"y.{each}"] for each in ("zero", "low", "high"))
+    assert {each.dtype for each in (zero, low, high)} == {np.dtype("uint8")}
+    assert int(low) - int(zero) == number_format.lowest_level
+    assert int(high) - int(zero) == number_format.highest_level
+
+
+def test_signed_and_unsigned_tensors_share_one_carrier_type():
+    """The runtime fuses a layer only where its input and output have one type."""
+    zeros = {}
+    for name in ("int8", "uint8"):
+        parts = GraphParts()
+        lower_activation(parts, "x", "y", format_named(name), 0.1)
+        zeros[name] = next(numpy_helper.to_array(c) for c in parts.constants if c.name == "y.zero")
+    assert {each.dtype for each in zeros.values()} == {np.dtype("uint8")}
+    assert [int(each) for each in zeros.values()] == [128, 0]
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8", "fp8_e4m3", "fp8_e5m2"])

@@ -1,0 +1,224 @@
+"""Writes the figures of ``results/*.json`` into the README, between its markers.
+
+    python benchmarks/update_readme.py
+
+A test renders the same text and compares, so the README quotes measured figures only.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recording import RESULTS
+
+__all__ = ["SECTIONS", "filled", "main"]
+
+_README = Path(__file__).parent.parent / "README.md"
+_JOBS = ("digits", "fashion-mnist")
+_SHOWN_MEMBERS = 8
+_PREDICTORS = (
+    "transferred with proxies",
+    "transferred",
+    "from scratch",
+    "fp32 predictor alone",
+    "bops",
+    "macs",
+    "params",
+)
+
+Figures = Mapping[str, Any]
+
+
+def main() -> None:
+    """Fills every marked section of the README."""
+    _README.write_text(filled(_README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """Returns the README's text with its marked sections rendered anew."""
+    for name, render in SECTIONS.items():
+        section = re.compile(rf"(<!-- figures:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not section.search(text):
+            raise ValueError(f"the README has no section figures:{name}")
+        text = section.sub(lambda found, r=render: f"{found[1]}{r()}\n{found[2]}", text)
+    return text
+
+
+def _front() -> str:
+    job = _job("digits")
+    members, shown = job["members"], _spread(len(job["members"]))
+    rows = [_front_row(members[index], job["knee"]) for index in shown]
+    rows += [_front_row(each, "") for each in job["references"]]
+    limits = ", ".join(f"{name} at most {value:g}" for name, value in job["limits"].items())
+    return "\n".join(
+        [
+            f"The digits job ({limits}) in {job['median_wall_s']:.0f} s on two cores found "
+            f"{len(members)} members; {len(shown)} of them, and four networks for scale:",
+            "",
+            _table(
+                ("candidate", "validation", "test", "predicted", "latency (ms)", "size (KiB)"),
+                rows,
+            ),
+            "",
+            "Accuracy is over plain and corrupted images together; latency is that of the "
+            "simulated array. " + _source("main_job.py digits --repeats 3", "main_job_digits"),
+        ]
+    )
+
+
+def _front_row(member: Figures, knee: str) -> tuple[str, ...]:
+    origin = member["origin"].replace("evolution", "")
+    name = f"`{member['key']}` {origin}".strip() if origin != member["key"] else origin
+    if member["key"] == knee:
+        name = f"**{name} (knee)**"
+    latency = member["latency_ms"]
+    return (
+        name,
+        f"{member['accuracy']:.3f}",
+        f"{member['test_accuracy']:.3f}",
+        "-" if member["predicted"] is None else f"{member['predicted']:.3f}",
+        "-" if latency is None else f"{latency:.4f}",
+        f"{member['size_kib']:.1f}",
+    )
+
+
+def _jobs() -> str:
+    jobs = [_job(name) for name in _JOBS]
+    lines: dict[str, Callable[[Figures], str]] = {
+        "wall time, whole process": lambda job: f"{job['median_wall_s']:.0f} s",
+        "peak memory": lambda job: f"{job['peak_memory_mib']} MiB",
+        **{
+            f"of it {stage}": lambda job, s=stage: f"{job['median_stage_s'][s]:.1f} s"
+            for stage in jobs[0]["median_stage_s"]
+        },
+        "largest subnet fp32, test": lambda job: _accuracy(job, "largest, fp32"),
+        "largest subnet int8, test": lambda job: _accuracy(job, "largest, int8"),
+        "smallest subnet int8, test": lambda job: _accuracy(job, "smallest, int8"),
+        "best uniform int4, test": lambda job: _accuracy(job, "best uniform int4"),
+        "fp32 samples: spread over noise": lambda job: _spread_over_noise(job, "fp32"),
+        "mixed samples: spread over noise": lambda job: _spread_over_noise(job, "mixed"),
+        "tau, fp32 predictor": lambda job: _tau(job, "fp32", "predictor"),
+        "tau, MACs on fp32 samples": lambda job: _tau(job, "fp32", "macs"),
+        **{
+            f"tau, {name} on mixed samples": lambda job, n=name: _tau(job, "mixed", n)
+            for name in _PREDICTORS
+        },
+        "proxies kept": lambda job: ", ".join(job["proxies"]["used"]) or "none",
+        "predicted and measured accuracy, RMSE of the last round": lambda job: (
+            f"{job['rounds'][-1]['rmse']:.4f}"
+        ),
+        "members on the front": lambda job: str(len(job["members"])),
+        "priced and measured latency, tau over members": lambda job: (
+            f"{job['latency']['tau_of_members']:.2f}"
+        ),
+        "knee: images where ONNX Runtime decides otherwise": lambda job: (
+            f"{job['exports'][job['knee']]['optimised']['images_with_other_class']} of "
+            f"{job['exports'][job['knee']]['images']}"
+        ),
+    }
+    rows = [(name, *(line(job) for job in jobs)) for name, line in lines.items()]
+    machine = jobs[0]["machine"]
+    return "\n".join(
+        [
+            f"Both jobs on {machine['cores']} cores of an {machine['processor']}, without an "
+            "accelerator. Tau is Kendall's, out of fold and grouped by architecture, with its 95 % "
+            "interval; noise is the paired bootstrap over validation images.",
+            "",
+            _table(("", *_JOBS), rows),
+            "",
+            _source("main_job.py CONFIG", "main_job_*"),
+        ]
+    )
+
+
+def _transfer() -> str:
+    results = {name: _result(f"transfer_{name}") for name in _JOBS}
+    rows = []
+    for name in results["digits"]["tau"]:
+        cells = [each["tau"].get(name) for each in results.values()]
+        rows.append((name, *(_mean_and_deviation(cell) for cell in cells)))
+    for name in results["fashion-mnist"]["tau"]:
+        if name not in results["digits"]["tau"]:
+            rows.append((name, "-", _mean_and_deviation(results["fashion-mnist"]["tau"][name])))
+    seconds = " and ".join(
+        f"{each['seconds_mixed_sample'] / each['seconds_fp32_sample']:.1f}"
+        for each in results.values()
+    )
+    first = results["digits"]
+    return "\n".join(
+        [
+            "Transfer against learning from scratch: tau on held-out mixed samples "
+            f"({first['test_rows']} rows, mean and sd over {first['splits']} splits), with 200 fp32 "
+            'samples as the base. "Time of n mixed" pays for its fp32 samples out of the same '
+            f"measuring time; a mixed sample takes {seconds} times as long as an fp32 one.",
+            "",
+            _table(("", *_JOBS), rows),
+            "",
+            _source("transfer.py RUN", "transfer_*"),
+        ]
+    )
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "digits": _front,
+    "jobs": _jobs,
+    "transfer": _transfer,
+}
+"""Every marked section of the README and what renders it."""
+
+
+def _spread(count: int) -> list[int]:
+    """Returns which members are shown: the ends and some between."""
+    if count <= _SHOWN_MEMBERS:
+        return list(range(count))
+    step = (count - 1) / (_SHOWN_MEMBERS - 1)
+    return [round(index * step) for index in range(_SHOWN_MEMBERS)]
+
+
+def _accuracy(job: Figures, origin: str) -> str:
+    found = next(each for each in job["references"] if each["origin"] == origin)
+    plain, corrupted = found.get("part:test_plain"), found.get("part:test_corrupted")
+    if corrupted is None:
+        return f"{found['test_accuracy']:.3f}"
+    return f"{found['test_accuracy']:.3f} ({plain:.3f} plain, {corrupted:.3f} corrupted)"
+
+
+def _spread_over_noise(job: Figures, kind: str) -> str:
+    noise = job["noise"][kind]
+    return f"{noise['deviation']:.4f} / {noise['noise']:.4f} = {noise['ratio']:.1f}"
+
+
+def _tau(job: Figures, kind: str, name: str) -> str:
+    scores = job["scores"][kind]["scores"]
+    if name not in scores:
+        return "-"
+    tau = scores[name]["tau"]
+    return f"{tau['value']:.3f} ({tau['low']:.3f} to {tau['high']:.3f})"
+
+
+def _mean_and_deviation(tau: Figures | None) -> str:
+    return "-" if tau is None else f"{tau['mean']:.3f} ± {tau['sd']:.3f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _source(command: str, name: str) -> str:
+    return f"(`python benchmarks/{command}`, `benchmarks/results/{name}.json`)"
+
+
+def _job(config: str) -> Figures:
+    return _result(f"main_job_{config}")
+
+
+def _result(name: str) -> Figures:
+    figures: Figures = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return figures
+
+
+if __name__ == "__main__":
+    main()

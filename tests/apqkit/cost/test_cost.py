@@ -1,0 +1,123 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from apqkit.cost import (
+    COST_MODELS,
+    DEVICES,
+    BitFusionCost,
+    LutCost,
+    device_model,
+    find_device,
+    host,
+)
+from apqkit.cost.bitfusion import BITFUSION_ARRAYS
+from apqkit.cost.lut import read_lut
+from apqkit.errors import CostError
+from apqkit.testing import check_cost_model
+from apqkit.types import SilentProgress
+
+SILENT = SilentProgress()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("APQKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(host, "time_layers", lambda keys, *, batch: np.ones((len(keys), 60)))
+
+
+@pytest.fixture
+def networks(tiny_networks):
+    return tiny_networks.take(slice(0, 6)).with_formats("int4", "int8")
+
+
+@pytest.fixture
+def measured(networks, tmp_path):
+    """A table that this machine wrote at batch 1."""
+    path = tmp_path / "mine.csv"
+    DEVICES["host"].prepare(networks, 1, path, SILENT)
+    return path
+
+
+def message(call, *arguments, **options):
+    with pytest.raises(CostError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_device_prices_what_it_prepared(name, networks, tmp_path):
+    path = tmp_path / "cost" / "lut.csv"
+    find_device(name).prepare(networks, 2, path, SILENT)
+    model = device_model(name, batch=2, table_path=path)
+    check_cost_model(model, networks)
+    rows = model.layer_latency_ms(networks)
+    assert rows.shape == networks.op.shape
+    np.testing.assert_allclose(model.cost(networks)["latency_ms"], rows.sum(axis=1))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_preparing_again_writes_the_same_bytes(name, networks, tmp_path):
+    path = tmp_path / "lut.csv"
+    contents = []
+    for _ in range(2):
+        find_device(name).prepare(networks, 1, path, SILENT)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_a_simulator_leaves_what_it_simulated(networks, tmp_path):
+    path = tmp_path / "lut.csv"
+    DEVICES["bitfusion-2x4"].prepare(networks, 3, path, SILENT)
+    model = BitFusionCost(BITFUSION_ARRAYS["bitfusion-2x4"], batch=3)
+    model.cost(networks)
+    pd.testing.assert_frame_equal(pd.read_csv(path), model.priced_rows())
+
+
+def test_the_path_of_a_table_is_a_device(measured, networks, tmp_path):
+    device = find_device(str(measured))
+    assert device.says == "measured table mine.csv"
+    path = tmp_path / "run" / "lut.csv"
+    device.prepare(networks, 1, path, SILENT)
+    assert path.read_bytes() == measured.read_bytes()
+    measured.unlink()  # the run keeps a copy of its own
+    model = device.load(1, path)
+    assert isinstance(model, LutCost)
+    assert model.cost(networks)["latency_ms"].tolist() == networks.active.sum(axis=1).tolist()
+
+
+def test_a_table_of_another_batch_is_refused(measured, networks, tmp_path):
+    path = tmp_path / "run" / "lut.csv"
+    expected = f"{measured} was measured at batch 1, cost.batch asks for 8"
+    assert message(find_device(str(measured)).prepare, networks, 8, path, SILENT) == expected
+    assert not path.exists()
+    assert message(device_model, "host", batch=8, table_path=measured) == expected
+
+
+def test_a_table_file_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "note10.csv"
+    assert message(find_device, str(path)) == f"cost.device {str(path)!r} is no file"
+
+
+def test_an_unknown_device_is_answered_with_those_there_are():
+    assert message(find_device, "bitfusion-2x5") == (
+        "no device named 'bitfusion-2x5' (did you mean 'bitfusion-2x4'?); there are: "
+        "bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, host, or the path of a table (.csv)"
+    )
+
+
+def test_every_device_says_what_its_figures_are():
+    says = {name: find_device(name).says for name in DEVICES}
+    assert says["host"] == "this machine in ONNX Runtime, one thread"
+    assert all("fp8 is priced as int8" in says[name] for name in BITFUSION_ARRAYS)
+
+
+def test_every_cost_model_is_in_the_table_and_prices_networks(measured, networks):
+    models = {
+        "network": COST_MODELS["network"](),
+        "bitfusion": COST_MODELS["bitfusion"](BITFUSION_ARRAYS["bitfusion-2x4"]),
+        "lut": COST_MODELS["lut"](read_lut(measured)),
+    }
+    assert set(models) == set(COST_MODELS)
+    for model in models.values():
+        check_cost_model(model, networks)

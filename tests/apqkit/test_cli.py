@@ -1,0 +1,179 @@
+import re
+import tomllib
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import apqkit.pipeline
+from apqkit.cli import _run, app, main
+from apqkit.config import load_config
+from apqkit.errors import RunError
+from apqkit.pipeline import config_toml, resolved
+
+COMMANDS = {"run-search", "finetune", "export", "report", "list", "show-config"}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Replaces the library functions behind the shell; remembers how they were called."""
+    calls = []
+
+    def stand_in(name, answer):
+        def function(*arguments, **options):
+            options.pop("progress", None)
+            calls.append((name, arguments, options))
+            return answer
+
+        monkeypatch.setattr(apqkit.pipeline, name, function)
+
+    stand_in("run_stages", [])
+    stand_in("export_pick", "runs/a/export/k/model.onnx")
+    stand_in("make_report", "runs/a/report/index.html")
+    accuracy = {"validation": 0.5, "test": 0.25}
+    better = {"validation": 0.75, "test": 0.625}
+    stand_in("finetune_pick", {"key": "k", "epochs": 3, "before": accuracy, "after": better})
+    return calls
+
+
+def test_without_arguments_it_shows_help(capsys):
+    assert _run([]) == 0
+    shown = capsys.readouterr().out
+    listed = re.search(r"Commands:\n(.*)", shown, re.DOTALL).group(1)
+    assert {line.split()[0] for line in listed.splitlines() if line.startswith("  ")} >= COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command, capsys):
+    assert _run([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage:")
+    assert "Traceback" not in shown
+
+
+def test_every_command_is_listed_here():
+    assert {each.name or each.callback.__name__ for each in app.registered_commands} == COMMANDS
+
+
+def test_the_shown_configuration_reads_back_as_itself(capsys):
+    assert _run(["show-config", "smoke", "--set", "samples.fp32=31"]) == 0
+    shown = capsys.readouterr().out
+    expected = resolved(load_config("smoke", ["samples.fp32=31"]))
+    assert shown == config_toml(expected)
+    assert resolved(load_config(tomllib.loads(shown))) == expected
+    assert expected.samples.fp32 == 31
+
+
+def test_listing_prints_one_name_a_line(capsys):
+    assert _run(["list", "strategies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["evolution", "nsga2", "random"]
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_a_search_is_one_call_with_what_was_asked(told, capsys, tmp_path):
+    arguments = [
+        "run-search",
+        "smoke",
+        "--out",
+        str(tmp_path),
+        "--until",
+        "cost",
+        "--redo",
+        "cost",
+    ]
+    assert _run([*arguments, "--set", "seed=7", "--set", "samples.fp32=9"]) == 0
+    settings = load_config("smoke", ["seed=7", "samples.fp32=9"])
+    assert told == [("run_stages", (settings, tmp_path), {"until": "cost", "redo": "cost"})]
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+
+
+def test_a_search_lands_in_runs_by_default(told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("seed = 3\n")
+    assert _run(["run-search", str(tmp_path / "mine.toml"), "--until", "cost"]) == 0
+    assert told[0][1][0].seed == 3
+    assert capsys.readouterr().out == "runs/mine\n"
+
+
+def test_an_export_prints_the_path_of_the_model(told, capsys, tmp_path):
+    assert _run(["export", str(tmp_path), "--pick", "k"]) == 0
+    assert told == [("export_pick", (tmp_path, "k"), {})]
+    assert capsys.readouterr().out == "runs/a/export/k/model.onnx\n"
+
+
+def test_a_report_prints_the_path_of_the_page(told, capsys, tmp_path):
+    assert _run(["report", str(tmp_path)]) == 0
+    assert told == [("make_report", (tmp_path,), {})]
+    assert capsys.readouterr().out == "runs/a/report/index.html\n"
+
+
+def test_finetuning_prints_before_and_after_and_renews_the_report(told, capsys, tmp_path):
+    assert _run(["finetune", str(tmp_path)]) == 0
+    assert told == [
+        ("finetune_pick", (tmp_path, "knee"), {}),
+        ("make_report", (tmp_path,), {}),
+    ]
+    assert capsys.readouterr().out == (
+        "validation accuracy: 0.5000 before, 0.7500 after 3 epochs\n"
+        "test accuracy: 0.2500 before, 0.6250 after 3 epochs\n"
+        f"{tmp_path}/finetune/k\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (RunError("two\n  lines"), 2, "apqkit: two lines\n"),
+        (OSError(28, "Disk full", "a.csv"), 2, "apqkit: a.csv: Disk full\n"),
+        (OSError(28, "Disk full"), 2, "apqkit: input or output: Disk full\n"),
+        (KeyboardInterrupt(), 130, "apqkit: interrupted; the same command goes on from here\n"),
+        (typer.Abort(), 130, "apqkit: interrupted; the same command goes on from here\n"),
+    ],
+)
+def test_faults_become_one_line_and_a_code(fault, code, said, monkeypatch, capsys, tmp_path):
+    def failing(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr(apqkit.pipeline, "make_report", failing)
+    assert _run(["report", str(tmp_path)]) == code
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", said)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
+    def failing(*arguments, **options):
+        raise ZeroDivisionError("bug")
+
+    monkeypatch.setattr(apqkit.pipeline, "make_report", failing)
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        _run(["report", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["list", "spaces"], 0), (["list", "x"], 2)])
+def test_main_exits_with_the_code(arguments, code):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == code
+
+
+def test_arguments_come_from_the_shell(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["apqkit", "list", "spaces"])
+    assert _run(None) == 0
+    assert capsys.readouterr().out.startswith("mobilenet")
+
+
+def test_the_app_runs_under_typer_too():
+    assert CliRunner().invoke(app, ["list", "spaces"]).output.startswith("mobilenet")
+
+
+def test_the_front_is_printed_with_its_knee_and_references(smoke_run):
+    path, done = smoke_run
+    front = apqkit.read_front(path)
+    lines = done.stdout.splitlines()
+    assert (
+        f"{len(front)} members on the front, most accurate first; knee {front.knee_key}" in lines
+    )
+    for key in (*front.members.keys, *front.references.keys):
+        assert any(line.split()[:1] == [key] for line in lines), key
+    assert lines[-2:] == [f"report: {path / 'report' / 'index.html'}", str(path)]

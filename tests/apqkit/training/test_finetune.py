@@ -1,0 +1,125 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from apqkit.errors import RunError, TrainingError
+from apqkit.quant.calibrate import calibrate
+from apqkit.spaces.base import largest_picks
+from apqkit.training.checkpoint import load_tensors
+from apqkit.training.evaluate import evaluate
+from apqkit.training.finetune import finetune
+from apqkit.types import SilentProgress
+
+
+@pytest.fixture
+def supernet(space):
+    return space.supernet(0)
+
+
+@pytest.fixture
+def layers(space):
+    return space.network(largest_picks(space.dims)).with_formats("int4", "int8").layers()
+
+
+@pytest.fixture
+def tune(splits):
+    def run(model, config, *, directory=None, progress=None):
+        return finetune(
+            model, splits, config, directory=directory, progress=progress or SilentProgress()
+        )
+
+    return run
+
+
+def test_only_the_candidates_own_copy_is_trained(
+    supernet, layers, tune, make_config, same_tensors
+):
+    before = {name: each.clone() for name, each in supernet.state_dict().items()}
+    model = supernet.extract(layers)
+    weights = {name: each.detach().clone() for name, each in model.named_parameters()}
+    history = tune(model, make_config())
+    assert [(epoch.phase, epoch.number) for epoch in history] == [
+        ("finetune", 1), ("finetune", 2), ("finetune", 3),
+    ]  # fmt: skip
+    assert same_tensors(before, supernet.state_dict())
+    for name, each in model.named_parameters():
+        assert not torch.equal(each, weights[name]), name
+
+
+def test_it_teaches_the_quantized_network(supernet, layers, splits, tune, make_config):
+    model = supernet.extract(layers)
+    calibration = splits.calibration_images(96).images()
+    calibrate(model, calibration)
+    before = evaluate(model, splits.validation).mean()
+    history = tune(model, make_config(finetune={"epochs": 60, "learning_rate": 1e-2}))
+    assert history[-1].losses["labels"] < 0.9 * history[0].losses["labels"]
+    assert model.training
+    calibrate(model, calibration)
+    after = evaluate(model, splits.validation).mean()
+    assert after > max(0.35, before + 0.2)
+
+
+def test_the_first_loss_is_that_of_the_quantized_network(
+    supernet, layers, splits, tune, make_config
+):
+    config = make_config(
+        data={"augment_shift": 0, "augment_noise": 0.0},
+        supernet={"batch_size": 96, "label_smoothing": 0.1},
+        finetune={"epochs": 1},
+    )
+    ((losses),) = [each.losses for each in tune(supernet.extract(layers), config)]
+    model = supernet.extract(layers).train()
+    log_shares = model(splits.train.images()).log_softmax(dim=1)
+    smoothed = F.one_hot(splits.train.targets, 10) * 0.9 + 0.1 / 10
+    expected = -(smoothed * log_shares).sum(dim=1).mean().item()
+    assert losses == {"labels": pytest.approx(expected, rel=1e-4)}
+
+
+def test_the_same_seed_makes_the_same_weights(supernet, layers, tune, make_config, same_tensors):
+    models = [supernet.extract(layers) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        tune(model, make_config(seed=seed))
+    first, second, other = (model.state_dict() for model in models)
+    assert same_tensors(first, second)
+    assert not same_tensors(first, other)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_killed_finetuning_goes_on_bit_for_bit(
+    epochs, supernet, layers, tune, make_config, killing, tmp_path, same_tensors
+):
+    progress, killed = killing
+    straight = supernet.extract(layers)
+    history = tune(straight, make_config())
+    with pytest.raises(killed):
+        tune(
+            supernet.extract(layers), make_config(), directory=tmp_path, progress=progress(epochs)
+        )
+    (path,) = tmp_path.iterdir()
+    assert path.name == "checkpoint.safetensors"
+    assert len(load_tensors(path, "")[1]["losses"]) == epochs
+    resumed = supernet.extract(layers)
+    assert tune(resumed, make_config(), directory=tmp_path) == history
+    assert same_tensors(straight.state_dict(), resumed.state_dict())
+
+
+def test_a_truncated_checkpoint_names_itself_and_the_cure(
+    supernet, layers, tune, make_config, tmp_path
+):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(RunError) as caught:
+        tune(supernet.extract(layers), make_config(), directory=tmp_path)
+    assert str(caught.value) == (
+        f"{path} is truncated or was not written by apqkit; delete the file and finetune again"
+    )
+
+
+def test_diverging_training_names_the_rate_to_lower(supernet, layers, tune, make_config, poison):
+    model = supernet.extract(layers)
+    with pytest.raises(TrainingError) as caught:
+        tune(model, make_config(), progress=poison(model, 2))
+    assert str(caught.value) == (
+        "the labels loss is nan in epoch 3 of phase finetune: "
+        "lower finetune.learning_rate or supernet.clip_norm"
+    )
