@@ -66,13 +66,20 @@ def run_search(
 
 
 @app.command()
-def finetune(run: _Run, pick: _Pick = "knee") -> None:
+def finetune(
+    run: _Run,
+    pick: _Pick = "knee",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Such as finetune.epochs=50."),
+    ] = None,
+) -> None:
     """Trains a member of the front with its formats and reports before and after."""
     from apqkit.pipeline import finetune_pick, make_report
     from apqkit.progress import RichProgress
 
     with RichProgress() as progress:
-        result = finetune_pick(run, pick, progress=progress)
+        result = finetune_pick(run, pick, overrides=overrides or [], progress=progress)
         make_report(run, progress=progress)
     for split in ("validation", "test"):
         before, after = result["before"][split], result["after"][split]

@@ -123,8 +123,8 @@ def _jobs() -> str:
     return "\n".join(
         [
             f"Both jobs on {machine['cores']} cores of an {machine['processor']}, without an "
-            "accelerator. Tau is Kendall's, out of fold and grouped by architecture, with its 95 % "
-            "interval; noise is the paired bootstrap over validation images.",
+            "accelerator. Tau is Kendall's, out of fold and grouped by architecture, with its "
+            "95 % interval; noise is the paired bootstrap over validation images.",
             "",
             _table(("", *_JOBS), rows),
             "",
@@ -135,13 +135,11 @@ def _jobs() -> str:
 
 def _transfer() -> str:
     results = {name: _result(f"transfer_{name}") for name in _JOBS}
-    rows = []
-    for name in results["digits"]["tau"]:
-        cells = [each["tau"].get(name) for each in results.values()]
-        rows.append((name, *(_mean_and_deviation(cell) for cell in cells)))
-    for name in results["fashion-mnist"]["tau"]:
-        if name not in results["digits"]["tau"]:
-            rows.append((name, "-", _mean_and_deviation(results["fashion-mnist"]["tau"][name])))
+    names = dict.fromkeys(name for each in results.values() for name in each["tau"])
+    rows = [
+        (name, *(_mean_and_deviation(each["tau"].get(name)) for each in results.values()))
+        for name in names
+    ]
     seconds = " and ".join(
         f"{each['seconds_mixed_sample'] / each['seconds_fp32_sample']:.1f}"
         for each in results.values()
@@ -150,9 +148,9 @@ def _transfer() -> str:
     return "\n".join(
         [
             "Transfer against learning from scratch: tau on held-out mixed samples "
-            f"({first['test_rows']} rows, mean and sd over {first['splits']} splits), with 200 fp32 "
-            'samples as the base. "Time of n mixed" pays for its fp32 samples out of the same '
-            f"measuring time; a mixed sample takes {seconds} times as long as an fp32 one.",
+            f"({first['test_rows']} rows, mean and sd over {first['splits']} splits), with 200 "
+            'fp32 samples as the base. "Time of n mixed" pays for its fp32 samples out of the '
+            f"same measuring time; a mixed sample takes {seconds} times as long as an fp32 one.",
             "",
             _table(("", *_JOBS), rows),
             "",

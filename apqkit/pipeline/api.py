@@ -15,6 +15,7 @@ from apqkit.errors import ConfigError, RunError
 from apqkit.front import ParetoSet
 from apqkit.pipeline.checks import check_machine, check_names
 from apqkit.pipeline.context import RunContext, flattened, load_plugins
+from apqkit.pipeline.cost_stage import check_goals
 from apqkit.pipeline.export_stage import MODEL_FILE, export_member
 from apqkit.pipeline.finetune import finetune_member
 from apqkit.pipeline.search_stage import read_pareto_set
@@ -99,9 +100,18 @@ def run_stages(
         context.splits, context.space = splits, space
         done = _done_stages(context, forgotten)
         check_machine(config, {stage.name for stage in wanted} - done)
+        if "cost" in done and "search" not in done:
+            check_goals(context)
         context.run.redo(forgotten)
         _write_config(context)
-        return [stage.name for stage in wanted if _run(context, stage)]
+        ran = []
+        for stage in wanted:
+            if not _run(context, stage):
+                continue
+            ran.append(stage.name)
+            if stage.name == "cost":
+                check_goals(context)
+        return ran
 
 
 def read_front(path: str | Path) -> ParetoSet:
@@ -131,7 +141,11 @@ def export_pick(path: str | Path, pick: str, *, progress: Progress | None = None
 
 
 def finetune_pick(
-    path: str | Path, pick: str, *, progress: Progress | None = None
+    path: str | Path,
+    pick: str,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains a member of the front with its formats; returns accuracies before and after.
 
@@ -140,10 +154,17 @@ def finetune_pick(
     Args:
         path: The run directory.
         pick: A member's key, or "knee".
+        overrides: ``finetune.KEY=VALUE`` texts; the rest of the configuration is the run's.
         progress: Shows how far it is.
     """
+    for each in overrides:
+        if not each.startswith("finetune."):
+            raise ConfigError(f"a finished run takes --set finetune.KEY=VALUE only, got {each!r}")
     with _reopened(Path(path), progress) as context:
-        return finetune_member(context, _front(context).pick(pick))
+        member = _front(context).pick(pick)
+        tree = context.config.model_dump(mode="json", exclude_none=True)
+        context.config = load_config(tree, overrides)
+        return finetune_member(context, member)
 
 
 def make_report(path: str | Path, *, progress: Progress | None = None) -> Path:

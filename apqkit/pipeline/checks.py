@@ -61,6 +61,6 @@ def check_machine(config: Config, stages: Collection[str]) -> None:
 def _check_torch_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as fault:
+    except (RuntimeError, AssertionError, ImportError) as fault:
         reason = str(fault).partition("\n")[0]
         raise ConfigError(f"supernet.torch_device {name!r} cannot be used: {reason}") from None

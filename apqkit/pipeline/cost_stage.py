@@ -1,4 +1,4 @@
-"""Stage cost: the device's table of layers, what formats change on it, and whether limits hold."""
+"""Stage cost: the device's table of layers, and what formats change on it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from apqkit.cost import LutCost, find_device
-from apqkit.errors import ApqkitError
+from apqkit.errors import ConfigError
 from apqkit.pipeline.context import RunContext, check_device_formats
 from apqkit.run import write_atomically, write_json
 from apqkit.search.limits import check_limits, check_metrics
@@ -14,7 +14,7 @@ from apqkit.spaces.base import largest_picks, smallest_picks
 from apqkit.spaces.draws import draw_hierarchical, draw_uniform
 from apqkit.types import LayerTable
 
-__all__ = ["TABLE_FILE", "TOTALS_FILE", "run_cost_stage"]
+__all__ = ["TABLE_FILE", "TOTALS_FILE", "check_goals", "run_cost_stage"]
 
 TABLE_FILE = "lut.csv"
 TOTALS_FILE = "totals.csv"
@@ -25,18 +25,7 @@ _SMALL_CHANGE = 0.02
 
 
 def run_cost_stage(context: RunContext, folder: Path) -> None:
-    """Prices the layers of the space and checks objectives, limits and formats against them.
-
-    A mistake that it finds leaves nothing behind: the corrected configuration is no changed one.
-    """
-    try:
-        _price_and_check(context, folder)
-    except ApqkitError:
-        context.run.redo(["cost"])
-        raise
-
-
-def _price_and_check(context: RunContext, folder: Path) -> None:
+    """Prices the layers of the space."""
     config, space = context.config, context.space
     device = find_device(config.cost.device)
     rng = np.random.default_rng([config.seed, 1])
@@ -44,13 +33,28 @@ def _price_and_check(context: RunContext, folder: Path) -> None:
     picks = np.concatenate([*drawn, largest_picks(space.dims), smallest_picks(space.dims)])
     networks = space.network(picks)
     device.prepare(networks, config.cost.batch, folder / TABLE_FILE, context.progress)
-    check_metrics(config.search.objectives, config.search.limits, context.metrics)
-    check_device_formats(context)
-    check_limits(space, context.costs, config.search.limits)
     write_json(folder / _COVERAGE_FILE, _coverage(context, networks, device.says))
     totals = uniform_totals(context)
     write_atomically(folder / TOTALS_FILE, totals.to_csv(index=False, lineterminator="\n"))
     _warn_if_formats_are_free(context, totals)
+
+
+def check_goals(context: RunContext) -> None:
+    """Checks that what is searched for can be found, before anything is trained.
+
+    Raises:
+        ConfigError: An objective or limit is no cost of this run, or the device cannot run a
+            format that is offered.
+        LimitError: No network keeps a limit.
+    """
+    search = context.config.search
+    check_metrics(search.objectives, search.limits, context.metrics)
+    try:
+        check_device_formats(context)
+    except ConfigError:
+        context.run.redo(["cost"])  # so that the corrected space or device is no changed one
+        raise
+    check_limits(context.space, context.costs, search.limits)
 
 
 def uniform_totals(context: RunContext) -> pd.DataFrame:
@@ -67,8 +71,6 @@ def uniform_totals(context: RunContext) -> pd.DataFrame:
 
 def _warn_if_formats_are_free(context: RunContext, totals: pd.DataFrame) -> None:
     largest = totals[totals["network"] == "largest"].set_index("formats")
-    if "latency_ms" not in context.config.search.objectives:
-        return
     change = 1.0 - float(largest["latency_ms"]["int4"] / largest["latency_ms"]["int8"])
     if abs(change) < _SMALL_CHANGE:
         context.say(

@@ -9,7 +9,7 @@ from apqkit.pipeline.context import RunContext
 from apqkit.pipeline.export_stage import export_candidate
 from apqkit.pipeline.final_front import networks_of
 from apqkit.quant.calibrate import calibrate
-from apqkit.run import write_json
+from apqkit.run import fingerprint_of, write_json
 from apqkit.training.checkpoint import save_tensors
 from apqkit.training.evaluate import accuracy_parts, evaluate
 from apqkit.training.finetune import finetune
@@ -18,6 +18,7 @@ __all__ = ["RESULT_FILE", "finetune_member"]
 
 RESULT_FILE = "result.json"
 _WEIGHTS_FILE = "weights.safetensors"
+_CHECKPOINT = "checkpoint"
 
 
 def finetune_member(context: RunContext, member: Evaluated) -> dict[str, Any]:
@@ -28,8 +29,13 @@ def finetune_member(context: RunContext, member: Evaluated) -> dict[str, Any]:
     model = context.supernet.extract(table.layers())  # type: ignore[operator]
     calibrate(model, context.calibration_images(final=True))
     before = _accuracies(context, model)
+    checkpoint = folder / f"{_CHECKPOINT}_{_fingerprint(context)}.safetensors"
     history = finetune(
-        model, context.splits, context.config, directory=folder, progress=context.progress
+        model,
+        context.splits,
+        context.config,
+        checkpoint_path=checkpoint,
+        progress=context.progress,
     )
     calibrate(model, context.calibration_images(final=True))
     after = _accuracies(context, model)
@@ -45,8 +51,18 @@ def finetune_member(context: RunContext, member: Evaluated) -> dict[str, Any]:
         "onnx_accuracy": check["optimised"]["accuracy"],
     }
     write_json(folder / RESULT_FILE, result)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    for left_over in folder.glob(f"{_CHECKPOINT}_*"):
+        left_over.unlink()
     return result
+
+
+def _fingerprint(context: RunContext) -> str:
+    """Returns what tells checkpoints apart: a member keeps its key when its weights change."""
+    made_from = {
+        "search": context.run.stages["search"].inputs,
+        "finetune": context.config.finetune.model_dump(mode="json"),
+    }
+    return fingerprint_of(made_from)[:12]
 
 
 def _accuracies(context: RunContext, model: nn.Module) -> dict[str, float]:

@@ -82,8 +82,8 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
         "transferred": ranking.quick.out_of_fold,
         "from scratch": scratch.out_of_fold,
         "fp32 predictor alone": ranking.fp32_accuracy(mixed.picks),
-        **_baselines(context, mixed.picks, ("bops", "macs", "params")),
     }
+    counts = _counts(context, mixed.picks, ("bops", "macs", "params"))
     if ranking.full is not None:
         predictions = {"transferred with proxies": ranking.full.out_of_fold, **predictions}
     kept = np.isfinite(np.stack(list(predictions.values()))).all(axis=0)
@@ -98,24 +98,24 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
             "predictor": chosen,
             "scores": score_rows(
                 fp32,
-                {
-                    "predictor": ranking.base.out_of_fold,
-                    **_baselines(context, fp32_picks, ("macs", "params")),
-                },
+                {"predictor": ranking.base.out_of_fold},
+                _counts(context, fp32_picks, ("macs", "params")),
             ),
         },
         "mixed": {
             "rows": int(kept.sum()),
             "residual_used": bool(ranking.quick.predictor.uses_residual_),
             "half_width": ranking.half_width,
-            "scores": score_rows(kept_rows, {n: v[kept] for n, v in predictions.items()}),
+            "scores": score_rows(
+                kept_rows,
+                {name: each[kept] for name, each in predictions.items()},
+                {name: each[kept] for name, each in counts.items()},
+            ),
         },
     }
 
 
-def _baselines(
-    context: RunContext, picks: IntArray, names: tuple[str, ...]
-) -> dict[str, FloatArray]:
+def _counts(context: RunContext, picks: IntArray, names: tuple[str, ...]) -> dict[str, FloatArray]:
     costs = NetworkCost().cost(context.space.network(picks))
     return {name: costs[name] for name in names}
 

@@ -38,12 +38,7 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(
-        "cost",
-        ("plugins", "seed", "data", "space", "cost", "search.objectives", "search.limits"),
-        (),
-        run_cost_stage,
-    ),
+    Stage("cost", ("plugins", "seed", "data", "space", "cost"), (), run_cost_stage),
     Stage(
         "supernet", ("plugins", "seed", "threads", "data", "space", "supernet"), (),
         run_supernet_stage,

@@ -1,5 +1,6 @@
 """The figures of a report, one function each, drawn without global state."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -147,16 +148,20 @@ def search_history(data: ReportData) -> Figure:
 
 def cost_breakdown(data: ReportData) -> Figure:
     """Where the device model spends the latency of chosen candidates."""
-    count = len(data.views)
-    height = 0.6 + 0.2 * max(len(view.layers) for view in data.views)
-    figure = Figure(figsize=(3.6 * count, height), layout="constrained")
-    grid = figure.subplots(1, count, squeeze=False)[0]
-    for axes, view in zip(grid, data.views, strict=True):
+    columns = min(2, len(data.views))
+    rows = -(-len(data.views) // columns)
+    height = 0.8 + 0.17 * max(len(view.layers) for view in data.views)
+    figure = Figure(figsize=(4.8 * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(data.views) :]:
+        axes.set_axis_off()
+    for axes, view in zip(grid, data.views, strict=False):
         places = np.arange(len(view.layers))
         axes.barh(places, np.nan_to_num(view.latency_ms), color=_BLUE)
         axes.set_yticks(places, view.layers, fontsize=7)
         axes.invert_yaxis()
-        axes.set_xlabel("latency_ms")
+        axes.set_xlabel("latency (ms)", fontsize=8)
+        axes.tick_params(axis="x", labelsize=7)
         axes.set_title(f"{view.key}: {np.nansum(view.latency_ms):.4g} ms", fontsize=9)
         _tidy(axes)
     return figure
@@ -258,10 +263,14 @@ def data_order(views: Sequence[LayerView], names: Sequence[str]) -> list[str]:
 def _place_of_block(known: Sequence[str], block: str) -> int:
     """Where a block that is not there yet belongs: before the first later one, or the head."""
     for place, name in enumerate(known):
-        later_block = name.startswith("s") and name[1:2].isdigit() and name > f"{block}."
-        if later_block or name == "head":
+        if name == "head" or _numbers(name) > _numbers(block):
             return place
     return len(known)
+
+
+def _numbers(layer: str) -> tuple[int, ...]:
+    """Returns stage and block of a layer such as ``s10.b2.expand``; nothing for others."""
+    return tuple(int(each) for each in re.findall(r"\b[sb](\d+)\b", layer))
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

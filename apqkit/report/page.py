@@ -157,12 +157,7 @@ def _scores(kind: str, scores: Mapping[str, Any]) -> str:
     for name, metrics in scores["scores"].items():
         row = {"predictor or baseline": name}
         for metric, each in metrics.items():
-            meaningless = metric == "rmse" and name in ("bops", "macs", "params")
-            row[metric] = (
-                "-"
-                if meaningless
-                else f"{each['value']:.3f} ({each['low']:.3f}-{each['high']:.3f})"
-            )
+            row[metric] = f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"
         rows.append(row)
     return f"<h3>{kind}, {scores['rows']} rows</h3>{_table(pd.DataFrame(rows))}"
 
@@ -218,7 +213,11 @@ def _table(frame: pd.DataFrame, highlight: str | None = None) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "-" if isinstance(value, float) and value != value else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return "-"
+    return f"{value:.0f}" if value.is_integer() and abs(value) >= 2 else str(value)
 
 
 def _section(heading: str, content: str) -> str:

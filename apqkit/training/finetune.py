@@ -21,7 +21,7 @@ def finetune(
     splits: Splits,
     config: Config,
     *,
-    directory: Path | None,
+    checkpoint_path: Path | None,
     progress: Progress,
 ) -> list[Epoch]:
     """Trains a network of quantized layers in place and returns the history.
@@ -33,7 +33,7 @@ def finetune(
         model: Such as ``supernet.extract(layers)``.
         splits: Training images come from here.
         config: ``finetune``, ``supernet.batch_size`` and others, ``data`` and ``seed`` are read.
-        directory: Where the checkpoint goes, or None.
+        checkpoint_path: Where the state goes after every epoch, or None.
         progress: Shows the epochs.
     """
     model.train()
@@ -62,9 +62,8 @@ def finetune(
         begin_epoch=begin_epoch,
     )
     checkpoint = None
-    if directory is not None:
-        path = directory / "checkpoint.safetensors"
-        checkpoint = Checkpoint(path, "delete the file and finetune again")
+    if checkpoint_path is not None:
+        checkpoint = Checkpoint(checkpoint_path, "delete the file and finetune again")
     return train(
         model,
         recipe,

@@ -234,7 +234,8 @@ def test_an_unknown_predictor_is_named():
 def test_scores_hold_every_metric_with_its_interval():
     rows = noisy_rows(80, 0)
     predicted = rows.features @ np.array([0.03, -0.02, 0.01, 0.0, 0.02])
-    scores = score_rows(rows, {"predictor": predicted, "macs": rows.features[:, 3]})
+    macs = 1e6 * np.exp(rows.features[:, 3])
+    scores = score_rows(rows, {"predictor": predicted}, {"macs": macs})
     assert list(scores) == ["predictor", "macs"]
     for metrics in scores.values():
         assert list(metrics) == ["tau", "spearman", "top_quartile_tau", "rmse"]
@@ -242,6 +243,14 @@ def test_scores_hold_every_metric_with_its_interval():
     expected = stats.kendalltau(predicted, rows.accuracy).statistic
     assert scores["predictor"]["tau"]["value"] == pytest.approx(expected)
     assert scores["predictor"]["tau"]["low"] > scores["macs"]["tau"]["high"]
+    error = np.sqrt(np.mean((rows.accuracy - predicted) ** 2))
+    assert scores["predictor"]["rmse"]["value"] == pytest.approx(error)
+    fit = stats.linregress(np.log(macs), rows.accuracy)
+    line = fit.intercept + fit.slope * np.log(macs)
+    error = np.sqrt(np.mean((rows.accuracy - line) ** 2))
+    assert scores["macs"]["rmse"]["value"] == pytest.approx(error)
+    rank = stats.kendalltau(macs, rows.accuracy).statistic
+    assert scores["macs"]["tau"]["value"] == pytest.approx(rank)
 
 
 def test_candidates_of_one_architecture_share_a_group(space, picks):

@@ -7,7 +7,7 @@ import pytest
 
 import apqkit
 from apqkit.config import load_config
-from apqkit.errors import ConfigError, RunError, UnknownNameError
+from apqkit.errors import ConfigError, LimitError, RunError, UnknownNameError
 from apqkit.pipeline import STAGES, run_stages
 
 STAGE_FILES = {
@@ -201,6 +201,22 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(copied_ru
     }
 
 
+def test_a_changed_limit_costs_a_new_search_but_no_new_samples(copied_run):
+    config = load_config("smoke", ["search.limits.size_kib=5.0"])
+    with pytest.raises(RunError, match="use --redo search to make it"):
+        run_stages(config, copied_run)
+    assert run_stages(config, copied_run, redo="search") == ["search", "export", "report"]
+    assert (apqkit.read_front(copied_run).members.costs["size_kib"] <= 5.0).all()
+
+
+def test_a_changed_limit_is_checked_before_the_old_search_is_lost(copied_run):
+    before = pareto_bytes(copied_run)
+    config = load_config("smoke", ["search.limits.size_kib=0.1"])
+    with pytest.raises(LimitError, match="size_kib"):
+        run_stages(config, copied_run, redo="search")
+    assert pareto_bytes(copied_run) == before
+
+
 def test_a_change_together_with_its_redo_is_accepted(copied_run):
     ran = run_stages(load_config("smoke", ["export.picks=[]"]), copied_run, redo="export")
     assert ran == ["export", "report"]
@@ -259,6 +275,22 @@ def test_finetuning_reports_before_and_after_and_leaves_a_model(copied_run, fron
     assert result["onnx_accuracy"] == pytest.approx(result["after"]["test"], abs=0.01)
     page = apqkit.make_report(copied_run)
     assert f"{result['after']['test']:.4f}" in page.read_text()
+
+
+def test_finetuning_starts_anew_when_the_member_was_made_anew(copied_run, front):
+    folder = copied_run / "finetune" / front.knee_key
+    folder.mkdir(parents=True)
+    stale = folder / "checkpoint_0123456789ab.safetensors"
+    stale.write_bytes(b"of another search")
+    result = apqkit.finetune_pick(copied_run, "knee", overrides=["finetune.epochs=1"])
+    assert result["epochs"] == 1
+    assert not stale.exists()
+
+
+def test_only_finetuning_can_be_changed_in_a_finished_run(copied_run):
+    with pytest.raises(ConfigError) as caught:
+        apqkit.finetune_pick(copied_run, "knee", overrides=["seed=1"])
+    assert str(caught.value) == "a finished run takes --set finetune.KEY=VALUE only, got 'seed=1'"
 
 
 @pytest.mark.parametrize("call", [apqkit.read_front, apqkit.make_report])

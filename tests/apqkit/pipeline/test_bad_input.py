@@ -312,8 +312,9 @@ def test_a_metric_or_limit_that_cannot_be_met_is_named(override, message, fails,
         "run-search", "smoke", "--out", path, *settings(override), progress=["cost, simulating"]
     )
     assert found == message
-    assert json.loads((path / "manifest.json").read_text())["stages"] == {}
-    assert not (path / "cost").exists()
+    # what was priced is kept: corrected objectives and limits go on from there
+    assert list(json.loads((path / "manifest.json").read_text())["stages"]) == ["cost"]
+    assert not (path / "supernet").exists()
 
 
 def test_the_smallest_attainable_value_is_attained(fails, tmp_path):

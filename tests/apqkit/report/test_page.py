@@ -138,9 +138,9 @@ def test_the_knee_is_shown_layer_by_layer(page):
 def test_predictors_stand_beside_baselines_with_intervals_and_rows(page):
     assert "fp32, 24 rows" in page.words
     assert "mixed, 25 rows" in page.words
-    interval = "0.750 (0.650-0.850)"
+    interval = "0.750 (0.650 to 0.850)"
     assert [None, "predictor", *[interval] * 4] in page.rows
-    assert [None, "macs", *["0.500 (0.400-0.600)"] * 3, "-"] in page.rows  # MACs have no RMSE
+    assert [None, "macs", *["0.500 (0.400 to 0.600)"] * 4] in page.rows
 
 
 def test_versions_seeds_and_notes_are_said(page):

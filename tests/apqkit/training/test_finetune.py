@@ -23,9 +23,13 @@ def layers(space):
 
 @pytest.fixture
 def tune(splits):
-    def run(model, config, *, directory=None, progress=None):
+    def run(model, config, *, checkpoint=None, progress=None):
         return finetune(
-            model, splits, config, directory=directory, progress=progress or SilentProgress()
+            model,
+            splits,
+            config,
+            checkpoint_path=checkpoint,
+            progress=progress or SilentProgress(),
         )
 
     return run
@@ -93,13 +97,16 @@ def test_a_killed_finetuning_goes_on_bit_for_bit(
     history = tune(straight, make_config())
     with pytest.raises(killed):
         tune(
-            supernet.extract(layers), make_config(), directory=tmp_path, progress=progress(epochs)
+            supernet.extract(layers),
+            make_config(),
+            checkpoint=tmp_path / "checkpoint.safetensors",
+            progress=progress(epochs),
         )
     (path,) = tmp_path.iterdir()
     assert path.name == "checkpoint.safetensors"
     assert len(load_tensors(path, "")[1]["losses"]) == epochs
     resumed = supernet.extract(layers)
-    assert tune(resumed, make_config(), directory=tmp_path) == history
+    assert tune(resumed, make_config(), checkpoint=tmp_path / "checkpoint.safetensors") == history
     assert same_tensors(straight.state_dict(), resumed.state_dict())
 
 
@@ -109,7 +116,9 @@ def test_a_truncated_checkpoint_names_itself_and_the_cure(
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"")
     with pytest.raises(RunError) as caught:
-        tune(supernet.extract(layers), make_config(), directory=tmp_path)
+        tune(
+            supernet.extract(layers), make_config(), checkpoint=tmp_path / "checkpoint.safetensors"
+        )
     assert str(caught.value) == (
         f"{path} is truncated or was not written by apqkit; delete the file and finetune again"
     )
