@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 something that the user can mend (one line on stderr), 1 a bug, 130 Ctrl-C.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ def run_search(
     redo: Annotated[
         str | None, typer.Option("--redo", help="Make this stage and what follows again.")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="Optuna storage URL instead of a journal.")
+    ] = None,
 ) -> None:
     """Searches from data to a measured, exported front. The same command resumes a killed run."""
     from apqkit.config import load_config
@@ -56,7 +60,8 @@ def run_search(
     from apqkit.progress import RichProgress
 
     path = out or Path("runs") / Path(config).stem
-    settings = load_config(config, overrides or [])
+    stored = [f"search.storage={json.dumps(storage)}"] if storage else []
+    settings = load_config(config, [*(overrides or []), *stored])
     with RichProgress() as progress:
         run_stages(settings, path, until=until, redo=redo, progress=progress)
     if until is None or until in ("search", "export", "report"):

@@ -184,9 +184,14 @@ def _scores(rows: Rows, ranks: FloatArray, accuracy: FloatArray) -> dict[str, di
 
 
 def architecture_groups(space: Space, picks: IntArray) -> IntArray:
-    """(n,) a number for each distinct architecture, formats left out."""
+    """(n,) a number for each distinct architecture, formats left out.
+
+    Where all candidates share one architecture, each row gets a number of its own: there is
+    nothing to group by.
+    """
     columns = [index for index, dim in enumerate(space.dims) if dim.role != "quant"]
-    return np.unique(picks[:, columns], axis=0, return_inverse=True)[1].astype(np.int64)
+    groups = np.unique(picks[:, columns], axis=0, return_inverse=True)[1].astype(np.int64)
+    return groups if groups.max(initial=0) > 0 else np.arange(len(picks))
 
 
 def _new_predictor(name: str, seed: int) -> Any:

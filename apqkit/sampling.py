@@ -36,6 +36,7 @@ __all__ = [
     "layer_formats",
     "pack_correct",
     "paired_noise",
+    "same_architecture",
     "sample_picks",
     "unpack_correct",
 ]
@@ -72,6 +73,9 @@ def draw_stratified(
     count: int,
     cost: Callable[[IntArray], FloatArray],
     rng: np.random.Generator,
+    *,
+    kind: Kind = "mixed",
+    without: IntArray | None = None,
 ) -> IntArray:
     """(count, k) distinct candidates, drawn hierarchically and spread evenly over log cost.
 
@@ -80,8 +84,16 @@ def draw_stratified(
         count: How many; fewer come back only if the space has fewer distinct candidates.
         cost: (n, k) picks to (n,) positive costs.
         rng: Source of all draws.
+        kind: For fp32, candidates that differ in formats alone are the same.
+        without: (m, k) candidates whose architectures are left out, if enough others remain.
     """
-    pool = np.unique(draw_hierarchical(space, count * _POOL_FACTOR, rng), axis=0)
+    drawn = draw_hierarchical(space, count * _POOL_FACTOR, rng)
+    if kind == "fp32":
+        drawn[:, [dim.role == "quant" for dim in space.dims]] = 0
+    pool = np.unique(drawn, axis=0)
+    if without is not None:
+        others = pool[~same_architecture(space, pool, without)]
+        pool = others if len(others) >= count else pool
     position = np.log(np.maximum(cost(pool), np.finfo(float).tiny))
     low, high = np.quantile(position, [0.01, 0.99])
     targets = rng.permutation(low + (high - low) * (np.arange(count) + rng.random(count)) / count)
@@ -92,6 +104,14 @@ def draw_stratified(
         chosen.append(int(distance.argmin()))
         free[chosen[-1]] = False
     return pool[chosen]
+
+
+def same_architecture(space: Space, picks: IntArray, others: IntArray) -> BoolArray:
+    """(n,) True where a candidate (n, k) has the architecture of one of the others (m, k)."""
+    columns = [index for index, dim in enumerate(space.dims) if dim.role != "quant"]
+    both = np.concatenate([others[:, columns], picks[:, columns]])
+    group = np.unique(both, axis=0, return_inverse=True)[1]
+    return np.isin(group[len(others) :], group[: len(others)])
 
 
 def collect_samples(

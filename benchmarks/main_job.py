@@ -95,8 +95,10 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _found(path: Path) -> dict[str, Any]:
     front = apqkit.read_front(path)
-    timing = pd.read_csv(path / "export" / "timing.csv", dtype={"key": str}).fillna({"note": ""})
+    timing = pd.read_csv(path / "export" / "timing.csv", dtype={"key": str, "note": str})
+    timing = timing.fillna({"note": ""})
     members = timing[timing["key"].isin(front.members.keys)]
+    comparable = members[members["note"] == ""]
     return {
         "limits": dict(load_config(path / "config.toml").search.limits),
         "members": _rows(front.members),
@@ -104,7 +106,8 @@ def _found(path: Path) -> dict[str, Any]:
         "references": _rows(front.references),
         "latency": {
             "rows": json.loads(timing.to_json(orient="records")),
-            "tau_of_members": kendall_tau(members["latency_ms"], members["measured_ms"]),
+            "members_emulated": len(members) - len(comparable),
+            "tau_of_members": _tau(comparable),
         },
         "supernet": _json(path / "supernet" / "check.json"),
         "noise": _json(path / "samples" / "noise.json"),
@@ -118,6 +121,13 @@ def _found(path: Path) -> dict[str, Any]:
             each.parent.name: _json(each) for each in sorted(path.glob("export/*/check.json"))
         },
     }
+
+
+def _tau(timing: pd.DataFrame) -> float | None:
+    """Kendall's tau of priced and measured latency; None where too few are comparable."""
+    if len(timing) < 3:
+        return None
+    return float(kendall_tau(timing["latency_ms"], timing["measured_ms"]))
 
 
 def _rows(evaluated: apqkit.Evaluated) -> list[dict[str, Any]]:
@@ -147,7 +157,7 @@ def _print(figures: dict[str, Any]) -> None:
         "tau priced-measured latency": figures["latency"]["tau_of_members"],
     }
     for name, value in rows.items():
-        print(f"{name:34}{value:>12.4g}")
+        print(f"{name:34}{'-' if value is None else format(value, '12.4g'):>12}")
 
 
 if __name__ == "__main__":

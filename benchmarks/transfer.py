@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from recording import write_result
-from scipy import stats
 
 from apqkit.config import load_config
 from apqkit.cost.network import NetworkCost
@@ -77,16 +76,18 @@ def _compare(context: RunContext, count: int, splits: int) -> dict[str, Any]:
 
 
 def _differences(rows: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    """Paired differences of tau over splits, with their 95 % interval (t distribution)."""
+    """Paired differences of tau, mean and sd over splits (which overlap: no interval)."""
     differences = {}
     for name in rows[0]:
         if not name.startswith("transferred"):
             continue
         size = name.split(" mixed")[0].rsplit(" ", 1)[1]
         paired = [each[name][0] - each[f"from scratch, {size} mixed"][0] for each in rows]
-        error = stats.t.ppf(0.975, len(paired) - 1) * np.std(paired, ddof=1) / len(paired) ** 0.5
-        mean = float(np.mean(paired))
-        differences[name] = {"mean": mean, "low": mean - error, "high": mean + error}
+        differences[name] = {
+            "mean": float(np.mean(paired)),
+            "sd": float(np.std(paired, ddof=1)),
+            "splits_won": int(np.sum(np.array(paired) > 0)),
+        }
     return differences
 
 
@@ -97,7 +98,8 @@ def _measure(context: RunContext, count: int) -> tuple[np.ndarray, Rows, float]:
     def cost(picks: np.ndarray) -> np.ndarray:
         return context.costs(picks)["bops"]
 
-    picks = draw_stratified(space, count, cost, rng)
+    seen = measured_samples(context, "fp32").picks
+    picks = draw_stratified(space, count, cost, rng, without=seen)
     with tempfile.TemporaryDirectory() as folder:
         samples = collect_samples(
             Path(folder) / "mixed.jsonl",
@@ -126,9 +128,11 @@ def _one_split(
     seed: int,
 ) -> dict[str, tuple[float, float]]:
     """Tau and top-quartile tau of everything on the test half; prices are in mixed samples."""
-    order = np.random.default_rng(seed).permutation(len(mixed.accuracy))
+    groups = np.random.default_rng(seed).permutation(int(mixed.groups.max()) + 1)
+    order = np.argsort(groups[mixed.groups], kind="stable")
     half = len(order) // 2
-    test, train = order[:half], order[half:]
+    rest = order[half:]
+    test, train = order[:half], rest[~np.isin(mixed.groups[rest], mixed.groups[order[:half]])]
     base = _base(context, fp32, _FP32, seed)
     scores = {}
 
@@ -175,9 +179,9 @@ def _print(figures: dict[str, Any]) -> None:
     print(f"{'predictor':58}{'tau':>8}{'sd':>8}{'top quartile':>14}")
     for name, each in figures["tau"].items():
         print(f"{name:58}{each['mean']:8.3f}{each['sd']:8.3f}{each['top_quartile']:14.3f}")
-    print("\ntransferred minus from scratch, paired over splits, 95 % interval")
+    print("\ntransferred minus from scratch, paired: mean, sd and how often it wins")
     for name, each in figures["transferred_minus_scratch"].items():
-        print(f"{name:58}{each['mean']:+8.3f}  ({each['low']:+.3f} to {each['high']:+.3f})")
+        print(f"{name:58}{each['mean']:+8.3f}{each['sd']:8.3f}{each['splits_won']:5d}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def _front() -> str:
             ),
             "",
             "Accuracy is over plain and corrupted images together; latency is that of the "
-            "simulated array. " + _source("main_job.py digits --repeats 3", "main_job_digits"),
+            "simulated array; of uniform int4 networks the best that was measured is shown, its "
+            "first and last layers and depthwise weights in int8. "
+            + _source("main_job.py digits --repeats 3", "main_job_digits"),
         ]
     )
 
@@ -101,18 +103,28 @@ def _jobs() -> str:
         "mixed samples: spread over noise": lambda job: _spread_over_noise(job, "mixed"),
         "tau, fp32 predictor": lambda job: _tau(job, "fp32", "predictor"),
         "tau, MACs on fp32 samples": lambda job: _tau(job, "fp32", "macs"),
+        "top-quartile tau, fp32 predictor": lambda job: _tau(
+            job, "fp32", "predictor", "top_quartile_tau"
+        ),
+        "top-quartile tau, MACs on fp32 samples": lambda job: _tau(
+            job, "fp32", "macs", "top_quartile_tau"
+        ),
         **{
             f"tau, {name} on mixed samples": lambda job, n=name: _tau(job, "mixed", n)
             for name in _PREDICTORS
+        },
+        **{
+            f"top-quartile tau, {name} on mixed samples": lambda job, n=name: _tau(
+                job, "mixed", n, "top_quartile_tau"
+            )
+            for name in ("transferred", "from scratch", "bops")
         },
         "proxies kept": lambda job: ", ".join(job["proxies"]["used"]) or "none",
         "predicted and measured accuracy, RMSE of the last round": lambda job: (
             f"{job['rounds'][-1]['rmse']:.4f}"
         ),
         "members on the front": lambda job: str(len(job["members"])),
-        "priced and measured latency, tau over members": lambda job: (
-            f"{job['latency']['tau_of_members']:.2f}"
-        ),
+        "priced and measured latency, tau over members": _latency_tau,
         "knee: images where ONNX Runtime decides otherwise": lambda job: (
             f"{job['exports'][job['knee']]['optimised']['images_with_other_class']} of "
             f"{job['exports'][job['knee']]['images']}"
@@ -124,7 +136,8 @@ def _jobs() -> str:
         [
             f"Both jobs on {machine['cores']} cores of an {machine['processor']}, without an "
             "accelerator. Tau is Kendall's, out of fold and grouped by architecture, with its "
-            "95 % interval; noise is the paired bootstrap over validation images.",
+            "95 % bootstrap interval; noise is the standard error of paired differences over "
+            "validation images. The load before each run is in the files.",
             "",
             _table(("", *_JOBS), rows),
             "",
@@ -183,16 +196,24 @@ def _accuracy(job: Figures, origin: str) -> str:
     return f"{found['test_accuracy']:.3f} ({plain:.3f} plain, {corrupted:.3f} corrupted)"
 
 
+def _latency_tau(job: Figures) -> str:
+    latency = job["latency"]
+    left_out = latency["members_emulated"]
+    tau = latency["tau_of_members"]
+    note = f" ({left_out} with emulated fp8 left out)" if left_out else ""
+    return ("-" if tau is None else f"{tau:.2f}") + note
+
+
 def _spread_over_noise(job: Figures, kind: str) -> str:
     noise = job["noise"][kind]
     return f"{noise['deviation']:.4f} / {noise['noise']:.4f} = {noise['ratio']:.1f}"
 
 
-def _tau(job: Figures, kind: str, name: str) -> str:
+def _tau(job: Figures, kind: str, name: str, metric: str = "tau") -> str:
     scores = job["scores"][kind]["scores"]
     if name not in scores:
         return "-"
-    tau = scores[name]["tau"]
+    tau = scores[name][metric]
     return f"{tau['value']:.3f} ({tau['low']:.3f} to {tau['high']:.3f})"
 
 

@@ -9,10 +9,12 @@ __all__ = ["conformal_half_width"]
 
 
 def conformal_half_width(residuals: NDArray[np.float64], coverage: float) -> float:
-    """Returns the half-width that covers a new row with at least the chance asked for.
+    """Returns the half-width that covers a new row with about the chance asked for.
 
     The ceil((m + 1) * coverage)-th smallest of m absolute residuals of rows that the model had
-    not seen (split conformal prediction, Vovk et al. 2005); infinite if m is too small for it.
+    not seen; infinite if m is too small for it. With residuals of one model on rows held out, the
+    chance is met or exceeded (split conformal prediction, Vovk et al. 2005); with residuals of
+    several folds, or for rows that were picked for their prediction, that is no promise.
 
     Args:
         residuals: (m,) truth minus prediction, out of fold; NaN is left out.

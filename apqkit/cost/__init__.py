@@ -15,7 +15,6 @@ from apqkit.run import write_atomically
 from apqkit.types import FloatArray, LayerTable, Progress
 
 __all__ = [
-    "COST_MODELS",
     "DEVICES",
     "BitFusionCost",
     "Device",
@@ -90,7 +89,10 @@ def _table_device(source: Path) -> Device:
     return Device(f"measured table {source.name}", prepare, _load_table)
 
 
-_SIMULATED = "simulated systolic array {}: fp8 is priced as int8, fp4 as int4; adds and pools free"
+_SIMULATED = (
+    "simulated systolic array {}: fp8 is priced as int8, fp4 as int4; "
+    "depthwise layers run as dense groups; adds and pools are free"
+)
 
 DEVICES: dict[str, Device] = {
     "host": Device("this machine in ONNX Runtime, one thread", _prepare_host, _load_table),
@@ -100,9 +102,6 @@ DEVICES: dict[str, Device] = {
     },
 }
 """Devices by the name that ``cost.device`` takes; it also takes the path of a table (CSV)."""
-
-COST_MODELS = {"network": NetworkCost, "bitfusion": BitFusionCost, "lut": LutCost}
-"""Classes that price network tables."""
 
 
 def find_device(name: str) -> Device:

@@ -14,7 +14,7 @@ from apqkit.spaces.base import largest_picks, smallest_picks
 from apqkit.spaces.draws import draw_hierarchical, draw_uniform
 from apqkit.types import LayerTable
 
-__all__ = ["TABLE_FILE", "TOTALS_FILE", "check_goals", "run_cost_stage"]
+__all__ = ["TABLE_FILE", "TOTALS_FILE", "check_goals", "estimated_layers", "run_cost_stage"]
 
 TABLE_FILE = "lut.csv"
 TOTALS_FILE = "totals.csv"
@@ -36,7 +36,7 @@ def run_cost_stage(context: RunContext, folder: Path) -> None:
     write_json(folder / _COVERAGE_FILE, _coverage(context, networks, device.says))
     totals = uniform_totals(context)
     write_atomically(folder / TOTALS_FILE, totals.to_csv(index=False, lineterminator="\n"))
-    _warn_if_formats_are_free(context, totals)
+    _say_totals(context, totals)
 
 
 def check_goals(context: RunContext) -> None:
@@ -69,25 +69,33 @@ def uniform_totals(context: RunContext) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _warn_if_formats_are_free(context: RunContext, totals: pd.DataFrame) -> None:
+def _say_totals(context: RunContext, totals: pd.DataFrame) -> None:
+    """Shows what formats change on this device; where it is nothing, they are no objective."""
     largest = totals[totals["network"] == "largest"].set_index("formats")
+    device = context.config.cost.device
+    listed = ", ".join(f"{name} {largest['latency_ms'][name]:.4g}" for name in _UNIFORM_FORMATS)
+    context.say(f"latency_ms of the largest network on {device}: {listed}")
     change = 1.0 - float(largest["latency_ms"]["int4"] / largest["latency_ms"]["int8"])
     if abs(change) < _SMALL_CHANGE:
         context.say(
-            f"on device {context.config.cost.device} int4 changes latency_ms by {change:.1%} "
+            f"on device {device} int4 changes latency_ms by {change:.1%} "
             f"against int8: narrow formats buy size here, not time"
         )
 
 
-def _coverage(context: RunContext, networks: LayerTable, says: str) -> dict[str, object]:
+def estimated_layers(context: RunContext) -> dict[str, float]:
+    """Returns the layers that the device's table lacked so far, with what they were priced at."""
     model = context.device
-    latency = model.cost(networks)["latency_ms"]
-    estimated = dict(model.coverage.estimated) if isinstance(model, LutCost) else {}
+    return dict(model.coverage.estimated) if isinstance(model, LutCost) else {}
+
+
+def _coverage(context: RunContext, networks: LayerTable, says: str) -> dict[str, object]:
+    latency = context.device.cost(networks)["latency_ms"]
     return {
         "device": context.config.cost.device,
         "says": says,
         "batch": context.config.cost.batch,
         "networks_tried": len(networks),
         "networks_without_price": int(np.isnan(latency).sum()),
-        "layers_estimated": estimated,
+        "layers_estimated": estimated_layers(context),
     }

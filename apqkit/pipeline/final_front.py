@@ -1,4 +1,4 @@
-"""The final measurement: more calibration images, then the test images, read once."""
+"""The final measurement, then the test images, of the front and the references only."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from apqkit.search.study import MeasuredTrial
 from apqkit.spaces.base import largest_picks, picks_of_values, smallest_picks
 from apqkit.spaces.draws import with_format
 from apqkit.training.evaluate import accuracy_parts, calibrated_subnet, evaluate
-from apqkit.types import Choice, FloatArray, IntArray, LayerTable
+from apqkit.types import Choice, FloatArray, IntArray, LayerTable, Space
 
 __all__ = [
     "UNIFORM_INT4",
@@ -34,7 +34,7 @@ __all__ = [
 UNIFORM_INT4 = "uniform int4/int4"
 """Origin of candidates whose searched formats are all int4."""
 
-_FINALISTS = 24
+_FINALISTS = 24  # at least, where so many are within the limits; the whole measured front always
 
 
 def evaluated_trials(context: RunContext, trials: Sequence[MeasuredTrial]) -> Evaluated:
@@ -97,9 +97,9 @@ def final_front(context: RunContext, evaluated: Evaluated) -> tuple[Evaluated, s
     if not (violations <= 0).any():
         raise LimitError(_unmet(evaluated, config.limits))
     losses = losses_of(evaluated.figures, config.objectives)
-    order = np.argsort(constrained_ranks(losses, violations), kind="stable")
-    within = [int(each) for each in order if violations[each] <= 0][:_FINALISTS]
-    finalists = _measured_again(context, evaluated.take(within), "validation")
+    finalists = _measured_again(
+        context, evaluated.take(_finalists(losses, violations)), "validation"
+    )
     feasible = violations_of(finalists.figures, config.limits) <= 0
     if not feasible.any():
         raise LimitError(_unmet(finalists, config.limits))
@@ -109,6 +109,15 @@ def final_front(context: RunContext, evaluated: Evaluated) -> tuple[Evaluated, s
     front = front[np.lexsort((front, -finalists.accuracy[front]))]
     members = _measured_again(context, finalists.take(front), "test")
     return members, members.keys[knee(losses[front])]
+
+
+def _finalists(losses: FloatArray, violations: FloatArray) -> IntArray:
+    """Rows of the measured front, filled up from the fronts behind it; all within the limits."""
+    ranks = constrained_ranks(losses, violations)
+    order = np.argsort(ranks, kind="stable")
+    order = order[violations[order] <= 0]
+    count = max(_FINALISTS, int((ranks[order] == ranks[order[0]]).sum()))
+    return order[:count]
 
 
 def measure_references(context: RunContext, evaluated: Evaluated) -> Evaluated:
@@ -133,7 +142,10 @@ def measure_references(context: RunContext, evaluated: Evaluated) -> Evaluated:
     return Evaluated(
         keys=tuple(key for _, _, key in networks.values()),
         origins=tuple(networks),
-        candidates=tuple(space.describe(picks)[0] for picks, _, _ in networks.values()),
+        candidates=tuple(
+            _described(space, picks, own_formats="int4" in name)
+            for name, (picks, _, _) in networks.items()
+        ),
         accuracy=np.array([row["validation"]["accuracy"] for row in rows]),
         predicted=nan,
         predicted_low=nan,
@@ -173,6 +185,13 @@ def networks_of(context: RunContext, candidates: Sequence[Mapping[str, Choice]])
     """Returns the networks of candidates given by value."""
     picks = np.concatenate([picks_of_values(context.space.dims, each) for each in candidates])
     return context.space.network(picks)
+
+
+def _described(space: Space, picks: IntArray, *, own_formats: bool) -> dict[str, Choice]:
+    """Returns a reference by value; one whose formats were replaced has no precision dims."""
+    values = space.describe(picks)[0]
+    quant = {dim.name for dim in space.dims if dim.role == "quant"}
+    return {name: v for name, v in values.items() if own_formats or name not in quant}
 
 
 def _best_uniform_int4(context: RunContext, evaluated: Evaluated) -> IntArray | None:

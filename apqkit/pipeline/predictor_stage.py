@@ -1,5 +1,6 @@
 """Stage predictor: fp32 and transferred predictor, scored out of fold beside their baselines."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from apqkit.pipeline.ranking import (
 from apqkit.pipeline.samples_stage import read_samples
 from apqkit.prediction import AccuracyModel, Rows, score_rows
 from apqkit.run import write_json
+from apqkit.sampling import same_architecture
 from apqkit.types import FloatArray, IntArray
 from predictors import kendall_tau, save_predictor
 
@@ -51,32 +53,47 @@ def run_predictor_stage(context: RunContext, folder: Path) -> None:
 
 
 def _choose_proxies(context: RunContext, base: AccuracyModel, mixed: Measured) -> dict[str, Any]:
-    """Returns the proxies that lower the error out of fold by more than its standard error."""
+    """Returns the proxies that lower the error out of fold by more than its standard error.
+
+    Each is tried alone; those that help must also help together, else the best one is kept.
+    """
     without = Ranking.fitted(context, base, mixed, ()).quick
-    context.proxies.columns(mixed.picks, context.config.predictor.proxies)  # in shared passes
+    names = context.config.predictor.proxies
+    context.proxies.columns(mixed.picks, names)  # in shared passes
+
+    def gain_of(chosen: Sequence[str]) -> tuple[float, float]:
+        model = fit_with_proxies(context, base, mixed, chosen)
+        return proxy_gain(mixed.accuracy, without.out_of_fold, model.out_of_fold)
+
+    gains = {name: gain_of([name]) for name in names}
+    used = [name for name, (gain, error) in gains.items() if gain > error]
+    if len(used) > 1:
+        gain, error = gain_of(used)
+        best = max(used, key=lambda name: gains[name][0])
+        used = used if gain > max(error, gains[best][0]) else [best]
     tried = {}
-    for name in context.config.predictor.proxies:
-        model = fit_with_proxies(context, base, mixed, [name])
-        gain, error = proxy_gain(mixed.accuracy, without.out_of_fold, model.out_of_fold)
+    for name, (gain, error) in gains.items():
         column = context.proxies.columns(mixed.picks, [name])[:, 0]
         tried[name] = {
             "gain": gain,
             "standard_error": error,
             "tau_alone": kendall_tau(mixed.accuracy, column),
-            "used": gain > error,
+            "used": name in used,
         }
+        redundant = "" if gain <= error or name in used else "; it adds nothing to those kept"
         context.say(
-            f"proxy {name} is {'kept' if gain > error else 'dropped'}: as a column it lowers the "
+            f"proxy {name} is {'kept' if name in used else 'dropped'}: as a column it lowers the "
             f"squared error out of fold by {gain:.5f} (standard error {error:.5f}, logit scale, "
-            f"{len(mixed.accuracy)} rows)"
+            f"{len(mixed.accuracy)} rows){redundant}"
         )
-    return {"used": [name for name, each in tried.items() if each["used"]], "tried": tried}
+    return {"used": used, "tried": tried}
 
 
 def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
     fp32 = fp32_rows(context)
     fp32_picks = measured_samples(context, "fp32").picks
     rows = mixed_rows(context, mixed)
+    seen = same_architecture(context.space, mixed.picks, fp32_picks)
     scratch = fit_rows(context, None, rows)
     predictions = {
         "transferred": ranking.quick.out_of_fold,
@@ -90,7 +107,9 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
     kept_rows = Rows(rows.features[kept], rows.accuracy[kept], rows.groups[kept])
     chosen = getattr(ranking.base.predictor, "chosen_", context.config.predictor.name)
     return {
-        "split": "5 folds, grouped by architecture, predictions out of fold",
+        "split": "5 folds, grouped by architecture, predictions out of fold; "
+        f"{int(seen.sum())} mixed rows have an architecture that the fp32 predictor saw; "
+        "proxies were chosen on these rows",
         "interval": "95 % bootstrap over architectures",
         "seconds_a_sample": _seconds_a_sample(context),
         "fp32": {
@@ -137,16 +156,18 @@ def _learning_curve(
         count = max(4, round(share * len(rows.accuracy)))
         taus: dict[str, list[float]] = {"transferred": [], "from_scratch": []}
         for repeat in range(_CURVE_REPEATS):
-            order = np.random.default_rng([context.config.seed, 20, repeat]).permutation(
-                len(rows.accuracy)
-            )
-            train, test = order[:count], order[count:]
+            rng = np.random.default_rng([context.config.seed, 20, repeat])
+            place = rng.permutation(int(rows.groups.max()) + 1)[rows.groups]
+            order = np.argsort(place, kind="stable")  # architectures stay together
+            first_unseen = int(np.searchsorted(place[order], place[order[count - 1]], "right"))
+            train, test = order[:count], order[first_unseen:]
             part = Rows(rows.features[train], rows.accuracy[train], rows.groups[train])
             for name, prior in (("transferred", base), ("from_scratch", None)):
                 predicted = fit_rows(context, prior, part).predict(rows.features[test])
                 taus[name].append(kendall_tau(rows.accuracy[test], predicted))
         means = {name: float(np.nanmean(each)) for name, each in taus.items()}
-        curve.append({"mixed_samples": count, **means})
+        spread = {f"{name}_sd": float(np.nanstd(each, ddof=1)) for name, each in taus.items()}
+        curve.append({"mixed_samples": count, **means, **spread})
     return curve
 
 

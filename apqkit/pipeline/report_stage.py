@@ -16,7 +16,12 @@ from apqkit.pipeline.final_front import networks_of
 from apqkit.pipeline.finetune import RESULT_FILE
 from apqkit.pipeline.predictor_stage import CURVE_FILE, DECISION_FILE, SCORES_FILE
 from apqkit.pipeline.samples_stage import NOISE_FILE, read_samples
-from apqkit.pipeline.search_stage import EVALUATED_FILE, ROUNDS_FILE, read_pareto_set
+from apqkit.pipeline.search_stage import (
+    ESTIMATED_FILE,
+    EVALUATED_FILE,
+    ROUNDS_FILE,
+    read_pareto_set,
+)
 from apqkit.pipeline.supernet_stage import CHECK_FILE as SUPERNET_CHECK_FILE
 from apqkit.pipeline.supernet_stage import HISTORY_FILE
 from apqkit.report.data import LayerView, ReportData
@@ -129,11 +134,12 @@ def _facts(context: RunContext) -> dict[str, Any]:
 
 def _notes(context: RunContext) -> list[str]:
     config = context.config
-    coverage = _json(context.run.path / "cost" / "coverage.json")
+    estimated = _json(context.run.path / "search" / ESTIMATED_FILE)
     decision = _json(context.run.path / "predictor" / DECISION_FILE)
     notes = [
         f"latency_ms comes from {find_device(config.cost.device).says}; batch {config.cost.batch}",
-        f"{len(coverage['layers_estimated'])} distinct layers were missing there and estimated",
+        f"{len(estimated)} distinct layers were missing there and estimated"
+        + "".join(f"; {layer} at {price:.4g} ms" for layer, price in list(estimated.items())[:3]),
         "proxies that help the predictor: " + (", ".join(decision["used"]) or "none"),
         "bit operations are MACs x weight bits x input bits, first and last layers included",
     ]

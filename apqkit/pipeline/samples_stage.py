@@ -13,6 +13,7 @@ from apqkit.sampling import (
     draw_stratified,
     paired_noise,
     sample_of_json,
+    sample_picks,
     unpack_correct,
 )
 from apqkit.types import FloatArray, IntArray, Sample
@@ -27,8 +28,10 @@ def run_samples_stage(context: RunContext, folder: Path) -> None:
     """Measures the samples that are missing and compares their spread with the noise."""
     samples = context.config.samples
     noise = {}
+    fp32_picks = None
     for kind, count in (("fp32", samples.fp32), ("mixed", samples.mixed)):
-        collected = _collect(context, folder, kind, count)  # type: ignore[arg-type]
+        collected = _collect(context, folder, kind, count, fp32_picks)  # type: ignore[arg-type]
+        fp32_picks = sample_picks(context.space, collected)
         noise[kind] = noise_of(context, collected)
         context.say(
             f"{kind} samples: accuracy {noise[kind]['mean']:.3f}, standard deviation "
@@ -60,7 +63,9 @@ def noise_of(context: RunContext, samples: Sequence[Sample]) -> dict[str, float]
     }
 
 
-def _collect(context: RunContext, folder: Path, kind: Kind, count: int) -> list[Sample]:
+def _collect(
+    context: RunContext, folder: Path, kind: Kind, count: int, without: IntArray | None
+) -> list[Sample]:
     config = context.config
     rng = np.random.default_rng([config.seed, _STREAMS[kind]])
 
@@ -71,7 +76,7 @@ def _collect(context: RunContext, folder: Path, kind: Kind, count: int) -> list[
         latency = costs["latency_ms"]
         return costs["bops"] if np.isnan(latency).any() else latency
 
-    picks = draw_stratified(context.space, count, cost, rng)
+    picks = draw_stratified(context.space, count, cost, rng, kind=kind, without=without)
     return collect_samples(
         folder / f"{kind}.jsonl",
         kind,

@@ -1,6 +1,7 @@
 """Stage search: rounds of propose, measure and refit; then the final measurement of the front."""
 
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from apqkit.front import ParetoSet, read_evaluated, write_evaluated
 from apqkit.pipeline.context import RunContext, candidate_key
+from apqkit.pipeline.cost_stage import estimated_layers
 from apqkit.pipeline.final_front import (
     evaluated_trials,
     final_front,
@@ -18,7 +20,7 @@ from apqkit.pipeline.final_front import (
 from apqkit.pipeline.predictor_stage import DECISION_FILE
 from apqkit.pipeline.ranking import Ranking, fit_base, measured_samples
 from apqkit.registry import lookup
-from apqkit.run import fingerprint_of, write_atomically, write_json
+from apqkit.run import write_atomically, write_json
 from apqkit.search.pareto import pick_diverse
 from apqkit.search.problem import Problem, Score, SearchSettings
 from apqkit.search.strategies import STRATEGIES, Known, Proposal, seed_proposals
@@ -29,6 +31,7 @@ from apqkit.training.evaluate import accuracy_parts
 from apqkit.types import FloatArray, IntArray
 
 __all__ = [
+    "ESTIMATED_FILE",
     "EVALUATED_FILE",
     "PARETO_FILE",
     "REFERENCES_FILE",
@@ -41,7 +44,9 @@ EVALUATED_FILE = "evaluated.csv"
 PARETO_FILE = "pareto.csv"
 REFERENCES_FILE = "references.csv"
 ROUNDS_FILE = "rounds.json"
+ESTIMATED_FILE = "estimated_layers.json"
 _KNEE_FILE = "knee.json"
+_STUDY_FILE = "study.json"
 _ROUND_STREAM = 31
 _SHORTLIST = 3  # candidates that proxies re-rank for each one that is measured
 
@@ -57,6 +62,7 @@ def run_search_stage(context: RunContext, folder: Path) -> None:
     references = measure_references(context, evaluated)
     write_atomically(folder / REFERENCES_FILE, write_evaluated(references))
     write_json(folder / _KNEE_FILE, {"key": knee_key})
+    write_json(folder / ESTIMATED_FILE, estimated_layers(context))
 
 
 def read_pareto_set(context: RunContext) -> ParetoSet:
@@ -87,7 +93,7 @@ class _Search:
     def run(self, folder: Path) -> list[MeasuredTrial]:
         """Returns every trial, measured now or earlier."""
         config = self._config
-        study = open_study(folder, config.storage, self._study_name(), config.objectives)
+        study = open_study(folder, config.storage, _study_name(folder), config.objectives)
         return verify(
             study,
             self._context.space,
@@ -149,8 +155,10 @@ class _Search:
         full = replace(problem, score=self._scorer(ranking.accuracy))
         losses, violations = full.judged(proposal.picks)
         feasible = np.flatnonzero(violations <= 0)
-        feasible = feasible if len(feasible) >= quota else np.arange(len(losses))
-        chosen = feasible[pick_diverse(losses[feasible], known.feasible_losses, quota)]
+        if len(feasible) >= quota:
+            chosen = feasible[pick_diverse(losses[feasible], known.feasible_losses, quota)]
+        else:
+            chosen = np.argsort(violations, kind="stable")[:quota]
         return Proposal(proposal.picks[chosen], tuple(proposal.origins[i] for i in chosen))
 
     def _seeds(
@@ -202,6 +210,13 @@ class _Search:
         values = {**self._context.costs(picks), "accuracy": accuracy}
         return Known(picks, problem.losses(values), problem.violations(values)), accuracy
 
-    def _study_name(self) -> str:
-        stage = self._context.run.stages["search"]
-        return f"apqkit-{fingerprint_of(stage.inputs)}"
+
+def _study_name(folder: Path) -> str:
+    """Returns the name of this search's study: its own in a storage that others use too.
+
+    It is drawn once and kept in the stage's folder, so a search that is made again starts anew.
+    """
+    path = folder / _STUDY_FILE
+    if not path.exists():
+        write_json(path, {"study": f"apqkit-{secrets.token_hex(8)}"})
+    return str(json.loads(path.read_text(encoding="utf-8"))["study"])

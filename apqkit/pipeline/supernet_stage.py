@@ -26,6 +26,21 @@ _RANDOM_SUBNETS = 12
 
 def run_supernet_stage(context: RunContext, folder: Path) -> None:
     """Trains the supernet, or goes on where a checkpoint left off, and checks random subnets."""
+    if not (folder / HISTORY_FILE).exists():  # the last that training writes
+        _train(context, folder)
+    for checkpoint in folder.glob("checkpoint_*.safetensors"):
+        checkpoint.unlink()
+    check = check_subnets(context)
+    write_json(folder / CHECK_FILE, check)
+    if check["random_mean"]["accuracy"] < check["smallest"]["accuracy"]:
+        context.say(
+            f"random fp32 subnets reach {check['random_mean']['accuracy']:.3f} on average, below "
+            f"the smallest one's {check['smallest']['accuracy']:.3f}: the supernet is "
+            f"under-trained, raise supernet.epochs"
+        )
+
+
+def _train(context: RunContext, folder: Path) -> None:
     config = context.config
     supernet = context.space.supernet(config.seed).to(config.supernet.torch_device)
     history = train_supernet(
@@ -38,16 +53,6 @@ def run_supernet_stage(context: RunContext, folder: Path) -> None:
     )
     save_tensors(folder / SUPERNET_FILE, supernet.state_dict(), {"seed": config.seed})
     write_atomically(folder / HISTORY_FILE, _history_csv(history))
-    for checkpoint in folder.glob("checkpoint_*.safetensors"):
-        checkpoint.unlink()
-    check = check_subnets(context)
-    write_json(folder / CHECK_FILE, check)
-    if check["random_mean"]["accuracy"] < check["smallest"]["accuracy"]:
-        context.say(
-            f"random fp32 subnets reach {check['random_mean']['accuracy']:.3f} on average, below "
-            f"the smallest one's {check['smallest']['accuracy']:.3f}: the supernet is "
-            f"under-trained, raise supernet.epochs"
-        )
 
 
 def check_subnets(context: RunContext) -> dict[str, dict[str, float]]:

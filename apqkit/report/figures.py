@@ -115,10 +115,13 @@ def tau(data: ReportData) -> Figure:
     curve = pd.DataFrame(list(data.learning_curve))
     for name, colour in (("transferred", _BLUE), ("from_scratch", _ORANGE)):
         label = name.replace("_", " ")
-        right.plot(curve["mixed_samples"], curve[name], "-o", color=colour, label=label)
+        right.errorbar(
+            curve["mixed_samples"], curve[name], curve[f"{name}_sd"], fmt="-o", color=colour,
+            capsize=3, label=label,
+        )  # fmt: skip
     right.set_xlabel("mixed samples")
     right.set_ylabel("tau on held-out rows")
-    right.set_title("learning curve", fontsize=9)
+    right.set_title("learning curve, sd over splits", fontsize=9)
     right.legend(fontsize=8)
     for axes in (left, middle, right):
         _tidy(axes)

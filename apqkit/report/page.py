@@ -113,7 +113,7 @@ def _front_section(data: ReportData) -> str:
     members = _table(front_table(data.front.members), highlight=data.front.knee_key)
     references = _table(front_table(data.front.references).drop(columns=_COLUMNS["predicted"]))
     return (
-        "<p>Validation accuracy chose the front; test images were read once, afterwards. "
+        "<p>Validation accuracy chose the front; test images were read afterwards. "
         "The highlighted row is the knee.</p>"
         f"{members}<h3>For scale</h3>{references}"
     )

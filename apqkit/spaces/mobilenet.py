@@ -161,9 +161,7 @@ class MobileNetSpace(TableSpace):
             yield Dim(f"depth.s{number}", depths, "arch")
             yield Dim(f"width.s{number}", self._widths(stage), "arch")
         for block in self._blocks:
-            yield Dim(
-                f"kernel.{block.name}", _distinct(options.stages[block.stage].kernels), "arch"
-            )
+            yield Dim(f"kernel.{block.name}", self._kernels(block), "arch")
         for block in self._blocks:
             yield Dim(f"keep.{block.name}", self._hidden_widths(block.stage), "prune")
         yield Dim("w_format.stem", outer, "quant")
@@ -190,6 +188,23 @@ class MobileNetSpace(TableSpace):
         smallest = options.smallest_expand if options.hidden_choices > 1 else options.expand
         shares = np.linspace(smallest, options.expand, options.hidden_choices)
         return _distinct(_rounded(width * share, options.channel_step) for share in shares)
+
+    def _kernels(self, block: _Block) -> tuple[int, ...]:
+        """Kernels whose outer taps can meet the block's map: 5x5 computes what 3x3 does on 2x2."""
+        offered = _distinct(self._options.stages[block.stage].kernels)
+        most = 2 * max(self._input_size(block)) - 1
+        return tuple(each for each in offered if each <= most) or offered[:1]
+
+    def _input_size(self, block: _Block) -> tuple[int, int]:
+        """Returns height and width of the map that a block reads."""
+        options = self._options
+        strides = [options.stem_stride, *(each.stride for each in options.stages[: block.stage])]
+        if block.index > 0:
+            strides.append(options.stages[block.stage].stride)
+        height, width = (each // options.pool for each in self._image_shape[1:])
+        for stride in strides:
+            height, width = _shrunk(height, stride), _shrunk(width, stride)
+        return height, width
 
     def _value(self, picks: IntArray, name: str) -> IntArray:
         """(n,) a numeric dim by value."""

@@ -111,7 +111,7 @@ def test_a_report_prints_the_path_of_the_page(told, capsys, tmp_path):
 def test_finetuning_prints_before_and_after_and_renews_the_report(told, capsys, tmp_path):
     assert _run(["finetune", str(tmp_path)]) == 0
     assert told == [
-        ("finetune_pick", (tmp_path, "knee"), {}),
+        ("finetune_pick", (tmp_path, "knee"), {"overrides": []}),
         ("make_report", (tmp_path,), {}),
     ]
     assert capsys.readouterr().out == (

@@ -240,8 +240,8 @@ def test_all_kernels_of_a_layer_count_and_warm_up_runs_do_not(monkeypatch):
 def test_the_header_says_what_a_figure_depends_on():
     header = host_header(4)
     assert list(header) == [
-        "device", "processor", "cpu_flags", "system", "runtime", "threads", "batch", "units",
-        "date",
+        "device", "schema", "processor", "cpu_flags", "system", "runtime", "threads", "batch",
+        "units", "date",
     ]  # fmt: skip
     assert header["runtime"] == f"onnxruntime {onnxruntime.__version__}"
     assert header["system"] == f"{platform.system()} {platform.machine()}"

@@ -23,6 +23,7 @@ FORMATS = (
     "uint4, uint5, uint6, uint7, uint8"
 )
 METRICS = "accuracy, latency_ms, size_kib, bops, peak_activation_kib, macs, params"
+PRICING = ["cost, simulating", "latency_ms of the largest"]  # what goes before some checks
 STAGES = "cost, supernet, samples, predictor, search, export, report"
 
 
@@ -308,9 +309,7 @@ def test_missing_and_truncated_data_files_are_named(fails, tmp_path):
 )
 def test_a_metric_or_limit_that_cannot_be_met_is_named(override, message, fails, tmp_path):
     path = tmp_path / "run"
-    found = fails(
-        "run-search", "smoke", "--out", path, *settings(override), progress=["cost, simulating"]
-    )
+    found = fails("run-search", "smoke", "--out", path, *settings(override), progress=PRICING)
     assert found == message
     # what was priced is kept: corrected objectives and limits go on from there
     assert list(json.loads((path / "manifest.json").read_text())["stages"]) == ["cost"]
@@ -330,7 +329,7 @@ def test_the_smallest_attainable_value_is_attained(fails, tmp_path):
     cost = NetworkCost().cost(space.network(smallest_picks(space.dims)))
     message = fails(
         "run-search", "smoke", "--out", tmp_path / "run", *settings("search.limits={params=10.0}"),
-        progress=["cost, simulating"],
+        progress=PRICING,
     )  # fmt: skip
     assert message.endswith(f"about {cost['params'][0]:.4g}")
 
@@ -338,7 +337,7 @@ def test_the_smallest_attainable_value_is_attained(fails, tmp_path):
 def test_a_corrected_limit_goes_on_in_the_same_directory(fails, capsys, tmp_path):
     path = tmp_path / "run"
     command = ["run-search", "smoke", "--out", str(path), "--until", "cost"]
-    fails(*command, *settings("search.limits={params=10.0}"), progress=["cost, simulating"])
+    fails(*command, *settings("search.limits={params=10.0}"), progress=PRICING)
     assert _run(command) == 0
     assert capsys.readouterr().out == f"{path}\n"
 
@@ -525,6 +524,7 @@ def test_samples_of_other_candidates_are_refused_when_a_run_goes_on(fails, copie
 def test_a_truncated_checkpoint_is_refused_when_a_run_goes_on(fails, copied_run):
     unfinished(copied_run, "supernet")
     weights = copied_run / "supernet" / "weights.safetensors"
+    weights.with_name("history.csv").unlink()  # which says that training is over
     checkpoint = weights.with_name("checkpoint_fp32.safetensors")
     checkpoint.write_bytes(weights.read_bytes()[:-50])
     found = fails("run-search", "smoke", "--out", copied_run, progress=["stage ", "supernet, "])

@@ -93,7 +93,7 @@ def test_notes_say_what_the_figures_rest_on(context, data):
     used = read(context, "predictor/proxies.json")["used"]
     assert list(data.notes) == [
         "latency_ms comes from simulated systolic array bitfusion-2x4: fp8 is priced as int8, "
-        "fp4 as int4; adds and pools free; batch 1",
+        "fp4 as int4; depthwise layers run as dense groups; adds and pools are free; batch 1",
         "0 distinct layers were missing there and estimated",
         f"proxies that help the predictor: {', '.join(used) or 'none'}",
         "bit operations are MACs x weight bits x input bits, first and last layers included",

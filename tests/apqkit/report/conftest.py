@@ -93,8 +93,10 @@ def data():
         scores={kind: {"rows": rows, "scores": SCORES} for kind, rows in
                 (("fp32", 24), ("mixed", 25))},
         learning_curve=[
-            {"mixed_samples": 6, "transferred": 0.5, "from_scratch": 0.25},
-            {"mixed_samples": 12, "transferred": 0.75, "from_scratch": 0.5},
+            {"mixed_samples": 6, "transferred": 0.5, "from_scratch": 0.25, "transferred_sd": 0.1,
+             "from_scratch_sd": 0.2},
+            {"mixed_samples": 12, "transferred": 0.75, "from_scratch": 0.5, "transferred_sd": 0.1,
+             "from_scratch_sd": 0.2},
         ],
         samples={"fp32": np.linspace(0.5, 0.9, 9), "mixed": np.linspace(0.4, 0.8, 9)},
         noise={

@@ -105,9 +105,12 @@ def test_tau_stands_beside_baselines_with_rows_and_learning_curve(data):
     assert [each.get_width() for each in left.patches] == [0.75, 0.5, 0.25]
     learned, *baselines = [to_hex(each.get_facecolor()) for each in left.patches]
     assert set(baselines) == {baselines[0]} != {learned}
-    assert list(line(right, "transferred").get_ydata()) == [0.5, 0.75]
-    assert list(line(right, "from scratch").get_ydata()) == [0.25, 0.5]
-    assert list(line(right, "transferred").get_xdata()) == [6, 12]
+    curves = {each.get_label(): each.lines for each in right.containers}
+    assert list(curves["transferred"][0].get_ydata()) == [0.5, 0.75]
+    assert list(curves["from scratch"][0].get_ydata()) == [0.25, 0.5]
+    assert list(curves["transferred"][0].get_xdata()) == [6, 12]
+    upper = curves["from scratch"][1][1]  # caps of the bars: mean + sd
+    assert upper.get_ydata() == pytest.approx([0.45, 0.7])
 
 
 def test_history_shows_what_each_round_added(data):

@@ -84,7 +84,7 @@ def plain_network(values, *, image, pool, stem, stem_stride, stages, head, fixed
             )  # fmt: skip
             last = add(
                 f"{block}.depthwise", "conv", (hidden, hidden), size, (last,), groups=hidden,
-                kernel=pick[f"kernel.{block}"], stride=stride, activation="relu",
+                kernel=pick.get(f"kernel.{block}", 3), stride=stride, activation="relu",
                 **formats["depthwise"],
             )  # fmt: skip
             last = add(
@@ -352,3 +352,19 @@ def test_every_score_depends_on_every_dim(make_space, image, options):
 
     features = feature_builder(space).mixed
     check_dims(space, features, costs, images_of(image), candidates=1, seed=3)
+
+
+def test_kernels_that_compute_the_same_on_a_small_map_are_not_offered(make_space):
+    """On 2x2 the outer taps of 5x5 only ever meet the padding."""
+    stages = [{"width": 8, "depth": 2, "stride": stride} for stride in (1, 2, 2)]
+    names = names_of(make_space((1, 8, 8), {"stages": stages}))
+    assert "kernel.s1.b1" in names  # 4x4
+    assert "kernel.s2.b0" in names  # reads 4x4, leaves 2x2
+    assert "kernel.s2.b1" not in names
+    stage = {"width": 8, "depth": 2, "stride": 1, "kernels": [3, 5, 7, 9]}
+    other = {"width": 8, "depth": 1, "kernels": [7]}
+    space = make_space((1, 6, 4), {"pool": 2, "stages": [stage, {**other, "stride": 3}, other]})
+    assert dim_of(space, "kernel.s0.b0").choices == (3, 5)  # 3x2 after pooling
+    layers = {each.name: each for each in space.network(largest_picks(space.dims)).layers()}
+    assert layers["s2.b0.depthwise"].in_height == 1
+    assert layers["s2.b0.depthwise"].kernel == 7  # none is small enough: the smallest stays
