@@ -172,10 +172,49 @@ def _transfer() -> str:
     )
 
 
+def _phase() -> str:
+    result = _result("quantized_phase_digits")
+    rows = [
+        (name, *(f"{value:.3f}" for value in each.values()))
+        for name, each in result["accuracy"].items()
+    ]
+    return "\n".join(
+        [
+            "What the training phase with random formats is worth: mean validation accuracy of "
+            f"{result['subnets']} random digits subnets with one format throughout.",
+            "",
+            _table(("weights x activations", "after the fp32 phase", "after both phases"), rows),
+            "",
+            _source("quantized_phase.py RUN", "quantized_phase_digits"),
+        ]
+    )
+
+
+def _blocks() -> str:
+    result = _result("block_speed")
+    names = list(next(iter(result["median_ms"].values())))
+    rows = [
+        (size, *(f"{milliseconds[name]:.2f}" for name in names))
+        for size, milliseconds in result["median_ms"].items()
+    ]
+    return "\n".join(
+        [
+            "Why the shipped spaces are made of depthwise blocks, with 5x5 on small maps only: "
+            f"forward and backward of one block in ms, batch {result['batch']}.",
+            "",
+            _table(("channels x map", *names), rows),
+            "",
+            _source("block_speed.py", "block_speed"),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "digits": _front,
     "jobs": _jobs,
     "transfer": _transfer,
+    "phase": _phase,
+    "blocks": _blocks,
 }
 """Every marked section of the README and what renders it."""
 

@@ -22,6 +22,7 @@ from apqkit.sampling import (
     layer_formats,
     pack_correct,
     paired_noise,
+    same_architecture,
     sample_of_json,
     sample_picks,
     unpack_correct,
@@ -126,6 +127,47 @@ def test_draws_have_a_base_format_each(space, cost):
     rng = np.random.default_rng(5)
     assert agreeing(draw_stratified(space, 150, cost, rng)) > 0.15
     assert agreeing(draw_uniform(space, 2000, rng)) < 0.05
+
+
+def architectures(space, picks):
+    columns = [index for index, dim in enumerate(space.dims) if dim.role != "quant"]
+    return {tuple(row) for row in picks[:, columns].tolist()}
+
+
+def test_fp32_draws_are_distinct_architectures(space, cost):
+    rng = np.random.default_rng(6)
+    picks = draw_stratified(space, 60, cost, rng, kind="fp32")
+    assert len(architectures(space, picks)) == 60
+    assert np.array_equal(space.repair(picks), picks)
+
+
+def test_draws_can_leave_out_architectures_that_were_drawn(space, cost):
+    first = draw_stratified(space, 60, cost, np.random.default_rng(7), kind="fp32")
+    rng = np.random.default_rng(8)
+    others = draw_stratified(space, 60, cost, rng, without=first)
+    assert not architectures(space, others) & architectures(space, first)
+    assert len(others) == 60
+
+
+def test_where_no_other_architectures_remain_those_are_drawn_again():
+    space = TinySpace()
+    everything = draw_stratified(space, 50, lambda p: 1.0 + p[:, 0], np.random.default_rng(0))
+    again = draw_stratified(
+        space, 6, lambda p: 1.0 + p[:, 0], np.random.default_rng(0), without=everything
+    )
+    assert len(again) == 6
+
+
+def test_architectures_are_compared_without_their_formats(space):
+    picks = draw_uniform(space, 40, np.random.default_rng(9))
+    quant = [dim.role == "quant" for dim in space.dims]
+    others = picks[:10].copy()
+    others[:, quant] = 0
+    found = same_architecture(space, picks, others)
+    known = architectures(space, others)
+    assert found.tolist() == [bool(architectures(space, row[None]) & known) for row in picks]
+    assert found[:10].all()
+    assert not found.all()
 
 
 def test_a_small_space_yields_all_it_has():

@@ -2,13 +2,14 @@ import json
 import shutil
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
 import apqkit
 from apqkit.config import load_config
 from apqkit.errors import ConfigError, LimitError, RunError, UnknownNameError
-from apqkit.pipeline import STAGES, run_stages
+from apqkit.pipeline import STAGES, run_stages, supernet_stage
 
 STAGE_FILES = {
     "cost": {"lut.csv", "coverage.json", "totals.csv"},
@@ -171,6 +172,42 @@ def test_until_stops_after_a_stage_and_the_next_call_goes_on(tmp_path):
     assert run_stages(config, tmp_path / "run", until="samples") == ["samples"]
 
 
+def test_a_kill_after_the_training_does_not_cost_the_training(tmp_path, monkeypatch):
+    config = load_config("smoke", ["supernet.epochs=1", "supernet.quantized_epochs=1"])
+
+    def killed(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supernet_stage, "check_subnets", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(config, tmp_path / "run", until="supernet")
+    monkeypatch.setattr(supernet_stage, "train_supernet", killed)
+    assert run_stages(config, tmp_path / "run", until="supernet") == ["supernet"]
+    assert (tmp_path / "run" / "supernet" / "check.json").exists()
+
+
+def test_few_samples_are_scored_over_fewer_folds(copied_run):
+    config = load_config("smoke", ["samples.mixed=8"])
+    run_stages(config, copied_run, redo="samples", until="predictor")
+    scores = json.loads((copied_run / "predictor" / "scores.json").read_text())
+    assert scores["mixed"]["rows"] == 8
+    assert np.isfinite(scores["mixed"]["half_width"])
+
+
+def test_the_two_kinds_of_sample_share_no_architecture(smoke_run):
+    seen = {}
+    for kind in ("fp32", "mixed"):
+        lines = (smoke_run[0] / "samples" / f"{kind}.jsonl").read_text().splitlines()
+        formats = ("w_format.", "a_format.")
+        seen[kind] = {
+            json.dumps({n: v for n, v in json.loads(x)["picks"].items() if n[:9] not in formats})
+            for x in lines
+        }
+    assert len(seen["fp32"]) == 24
+    assert not seen["fp32"] & seen["mixed"]
+
+
 def test_redo_makes_a_stage_and_what_follows_again(copied_run):
     ran = run_stages(load_config("smoke"), copied_run, redo="export")
     assert ran == ["export", "report"]
@@ -329,3 +366,8 @@ def test_the_study_can_live_in_a_database(copied_run, tmp_path):
     run_stages(load_config("smoke", settings), copied_run, redo="search", until="search")
     assert not (copied_run / "search" / "journal.log").exists()
     assert len(pd.read_csv(copied_run / "search" / "evaluated.csv")) == 8
+    before = (copied_run / "search" / "evaluated.csv").read_bytes()
+    run_stages(load_config("smoke", settings), copied_run, redo="search", until="search")
+    assert (copied_run / "search" / "evaluated.csv").read_bytes() == before
+    studies = optuna.get_all_study_summaries(url)
+    assert [each.n_trials for each in studies] == [8, 8]  # made again, not read back

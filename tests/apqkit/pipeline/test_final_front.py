@@ -11,6 +11,7 @@ from apqkit.pipeline import resolved
 from apqkit.pipeline.context import RunContext, candidate_key
 from apqkit.pipeline.final_front import (
     UNIFORM_INT4,
+    _finalists,
     evaluated_trials,
     final_front,
     measure_references,
@@ -127,6 +128,25 @@ def test_the_front_is_what_the_second_measurement_leaves_undominated(context, ev
     assert set(members.parts) == {
         f"{split}_{part}" for split in ("validation", "test") for part in ("plain", "corrupted")
     }
+
+
+def test_no_member_of_the_measured_front_is_left_out_of_the_final():
+    """However late it was measured: ranks are tied on a front, and a cut would go by order."""
+    count = 40
+    front = np.stack([np.arange(count), -np.arange(count)], axis=1).astype(float)
+    dominated = front + 0.5
+    losses = np.concatenate([dominated, front])
+    violations = np.zeros(2 * count)
+    violations[[0, count]] = 1.0
+    chosen = _finalists(losses, violations)
+    assert set(chosen.tolist()) >= set(range(count + 1, 2 * count))
+    assert not {0, count} & set(chosen.tolist())
+
+
+def test_a_small_front_is_filled_up_from_the_fronts_behind_it():
+    losses = np.repeat(np.arange(30.0)[:, None], 2, axis=1)
+    assert _finalists(losses, np.zeros(30)).tolist() == list(range(24))
+    assert _finalists(losses[:5], np.zeros(5)).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_limits_that_nobody_meets_are_listed_with_the_best_values(context, evaluated):
