@@ -42,7 +42,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         out_of_fold_: (n,) predictions of rows by fits that never saw their group, on the scale of
-            the targets; NaN where there were too few groups to fold.
+            the targets; NaN where there was a single group.
         gain_: Reduction of the mean squared error out of fold, on the link scale.
         gain_error_: Its standard error over rows.
         uses_residual_: Whether the difference is used.
@@ -118,12 +118,16 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Returns whether the difference beats the re-anchored base out of fold."""
         self.out_of_fold_ = np.full(len(z), np.nan)
         self.gain_ = self.gain_error_ = float("nan")
-        if labels.max() + 1 < 2 * self.folds:
+        count = int(labels.max()) + 1
+        if count < 2:
             return self.base is None
+        anchored = out_of_fold(_Anchor(), prior[:, None], z, labels, folds=self.folds)
+        if self.base is not None and count < 2 * self.folds:
+            self.out_of_fold_ = from_link(anchored, logit=self.logit_)
+            return False
         columns, shifted = self._columns(X, prior), z - prior - self.shift_
         unseen = out_of_fold(self._new_residual(), columns, shifted, labels, folds=self.folds)
         learned = prior + self.shift_ + unseen
-        anchored = out_of_fold(_Anchor(), prior[:, None], z, labels, folds=self.folds)
         gains = (z - anchored) ** 2 - (z - learned) ** 2
         self.gain_ = float(gains.mean())
         self.gain_error_ = float(gains.std(ddof=1) / np.sqrt(len(gains)))

@@ -89,7 +89,12 @@ def test_few_rows_fall_back_to_the_base_moved_to_their_level(world):
     X, y = world.mixed(9)
     fitted = TransferPredictor(world.base).fit(X, y)
     assert not fitted.uses_residual_
-    assert np.isnan([fitted.gain_, fitted.gain_error_, *fitted.out_of_fold_]).all()
+    assert np.isnan([fitted.gain_, fitted.gain_error_]).all()
+    assert np.isfinite(fitted.out_of_fold_).all()
+    prior = link_of_base(world.base, X)
+    for train, test in split_by_group(np.arange(9)):
+        line = np.polyfit(prior[train], logit(y[train]), 1)
+        np.testing.assert_allclose(fitted.out_of_fold_[test], expit(np.polyval(line, prior[test])))
     slope, offset = np.polyfit(link_of_base(world.base, X), logit(y), 1)
     unseen, truth = world.mixed(200, noise=0.0)
     found, deviation = fitted.predict(unseen, return_std=True)
@@ -191,7 +196,9 @@ def test_without_a_base_it_learns_from_scratch(world):
     np.testing.assert_allclose(fitted.predict(X), RidgePredictor().fit(X, y).predict(X), rtol=1e-6)
     few = TransferPredictor(None, RidgePredictor()).fit(X[:3], y[:3])
     assert few.uses_residual_
-    assert np.isnan(few.out_of_fold_).all()
+    assert np.isfinite(few.out_of_fold_).all()
+    alone = TransferPredictor(None, RidgePredictor()).fit(X[:3], y[:3], groups=np.zeros(3, int))
+    assert np.isnan(alone.out_of_fold_).all()
 
 
 def test_only_the_first_columns_reach_the_base(world):
