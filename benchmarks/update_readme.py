@@ -72,7 +72,7 @@ def _front() -> str:
 
 def _front_row(member: Figures, knee: str) -> tuple[str, ...]:
     origin = member["origin"].replace("evolution", "")
-    name = f"`{member['key']}` {origin}".strip() if origin != member["key"] else origin
+    name = origin if member["predicted"] is None else f"`{member['key']}` {origin}".strip()
     if member["key"] == knee:
         name = f"**{name} (knee)**"
     latency = member["latency_ms"]
@@ -90,11 +90,11 @@ def _jobs() -> str:
     jobs = [_job(name) for name in _JOBS]
     lines: dict[str, Callable[[Figures], str]] = {
         "wall time, whole process": lambda job: f"{job['median_wall_s']:.0f} s",
-        "peak memory": lambda job: f"{job['peak_memory_mib']} MiB",
         **{
-            f"of it {stage}": lambda job, s=stage: f"{job['median_stage_s'][s]:.1f} s"
+            f"stage {stage}": lambda job, s=stage: f"{job['median_stage_s'][s]:.1f} s"
             for stage in jobs[0]["median_stage_s"]
         },
+        "peak memory": lambda job: f"{job['peak_memory_mib']} MiB",
         "largest subnet fp32, test": lambda job: _accuracy(job, "largest, fp32"),
         "largest subnet int8, test": lambda job: _accuracy(job, "largest, int8"),
         "smallest subnet int8, test": lambda job: _accuracy(job, "smallest, int8"),
@@ -148,11 +148,12 @@ def _jobs() -> str:
 
 def _transfer() -> str:
     results = {name: _result(f"transfer_{name}") for name in _JOBS}
-    names = dict.fromkeys(name for each in results.values() for name in each["tau"])
-    rows = [
-        (name, *(_mean_and_deviation(each["tau"].get(name)) for each in results.values()))
-        for name in names
+    columns = [
+        dict(_named_cell(name, tau) for name, tau in each["tau"].items())
+        for each in results.values()
     ]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [(name, *(column.get(name, "-") for column in columns)) for name in names]
     seconds = " and ".join(
         f"{each['seconds_mixed_sample'] / each['seconds_fp32_sample']:.1f}"
         for each in results.values()
@@ -199,9 +200,9 @@ def _blocks() -> str:
     ]
     return "\n".join(
         [
-            "Why the shipped spaces are made of depthwise blocks behind a stem that shrinks larger "
-            "images (fused ones train faster on 14x14 maps only): forward and backward of one "
-            f"block in ms, batch {result['batch']}.",
+            "Why the shipped spaces are made of depthwise blocks behind a stem that shrinks "
+            "larger images (fused ones train faster on 14x14 maps only): forward and backward "
+            f"of one block in ms, batch {result['batch']}.",
             "",
             _table(("channels x map", *names), rows),
             "",
@@ -257,8 +258,11 @@ def _tau(job: Figures, kind: str, name: str, metric: str = "tau") -> str:
     return f"{tau['value']:.3f} ({tau['low']:.3f} to {tau['high']:.3f})"
 
 
-def _mean_and_deviation(tau: Figures | None) -> str:
-    return "-" if tau is None else f"{tau['mean']:.3f} ± {tau['sd']:.3f}"
+def _named_cell(name: str, tau: Figures) -> tuple[str, str]:
+    """Returns a row's name and its figure; what the samples were goes with the figure."""
+    name, _, samples = name.partition(" (")
+    note = f" ({samples}" if samples else ""
+    return name, f"{tau['mean']:.3f} ± {tau['sd']:.3f}{note}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
