@@ -128,7 +128,7 @@ def fit_fp32(name: str, rows: Rows, *, coverage: float, seed: int) -> AccuracyMo
     predictor = _new_predictor(name, seed).fit(rows.features, rows.accuracy, groups=rows.groups)
     settled = clone(getattr(predictor, "predictor_", predictor))  # what "auto" settled on
     predicted = out_of_fold(settled, rows.features, rows.accuracy, rows.groups)
-    width = conformal_half_width(rows.accuracy - predicted, coverage)
+    width = _half_width(rows.accuracy - predicted, coverage)
     return AccuracyModel(predictor, predicted, width)
 
 
@@ -149,7 +149,7 @@ def fit_mixed(
     predictor = TransferPredictor(None if base is None else base.predictor, residual)
     predictor.fit(rows.features, rows.accuracy, groups=rows.groups)
     predicted = predictor.out_of_fold_
-    width = conformal_half_width(rows.accuracy - predicted, coverage)
+    width = _half_width(rows.accuracy - predicted, coverage)
     return AccuracyModel(predictor, predicted, width)
 
 
@@ -192,6 +192,11 @@ def architecture_groups(space: Space, picks: IntArray) -> IntArray:
     columns = [index for index, dim in enumerate(space.dims) if dim.role != "quant"]
     groups = np.unique(picks[:, columns], axis=0, return_inverse=True)[1].astype(np.int64)
     return groups if groups.max(initial=0) > 0 else np.arange(len(picks))
+
+
+def _half_width(residuals: FloatArray, coverage: float) -> float:
+    """Returns the half-width of the interval; at most 1, which holds every accuracy."""
+    return min(conformal_half_width(residuals, coverage), 1.0)
 
 
 def _new_predictor(name: str, seed: int) -> Any:
