@@ -116,12 +116,17 @@ def report(run: _Run) -> None:
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="spaces, formats, proxies, ... or configs")],
+    kind: Annotated[
+        str | None, typer.Argument(help="spaces, formats, proxies, ...; all kinds without one")
+    ] = None,
 ) -> None:
     """Lists what can be named in a configuration, one name a line."""
     from apqkit.listing import KINDS
     from apqkit.registry import lookup
 
+    if kind is None:
+        print("\n".join(KINDS))
+        return
     for name, says in lookup(KINDS, kind, "kind of thing to list")().items():
         print(f"{name:22}{says}".rstrip())
 
@@ -136,9 +141,11 @@ def show_config(
 ) -> None:
     """Prints a configuration as TOML with every default filled in."""
     from apqkit.config import load_config
-    from apqkit.pipeline import config_toml, resolved
+    from apqkit.pipeline import config_toml, resolved, unset_keys
 
-    print(config_toml(resolved(load_config(config, overrides or []))), end="")
+    settings = resolved(load_config(config, overrides or []))
+    print(config_toml(settings), end="")
+    print(f"# not set: {', '.join(unset_keys(settings))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

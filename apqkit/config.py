@@ -202,6 +202,7 @@ def load_config(
 
     Args:
         source: The name of a shipped configuration, the path of a TOML file, or nested mappings.
+            A key ``base`` names another configuration, whose keys hold where none is given.
         overrides: ``key=value`` texts with dotted keys and values in TOML syntax; a value that is
             no TOML is taken as a string.
 
@@ -209,6 +210,7 @@ def load_config(
         ConfigError: No such configuration, broken TOML, unknown key, wrong type, out of range.
     """
     tree = dict(source) if isinstance(source, Mapping) else _read_toml(str(source))
+    tree = _on_base(tree)
     for override in overrides:
         tree = _override(tree, override)
     return validate_model(Config, tree)
@@ -248,6 +250,29 @@ def _read_toml(source: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {fault}") from None
     except OSError as fault:
         raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
+
+
+def _on_base(tree: dict[str, Any], *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns a configuration with the keys of its ``base``, and of that one's, filled in."""
+    if "base" not in tree:
+        return tree
+    base = tree["base"]
+    if not isinstance(base, str):
+        raise ConfigError(f"base must be the name or path of a configuration, got {base!r}")
+    if base in seen:
+        raise ConfigError(f"base {base!r} builds on itself")
+    own = {name: value for name, value in tree.items() if name != "base"}
+    return _merged(_on_base(_read_toml(base), seen=(*seen, base)), own)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested mappings laid over others; objectives and limits replace, not add."""
+    merged = {**below, **above}
+    for name in below.keys() & above.keys():
+        both = isinstance(below[name], Mapping) and isinstance(above[name], Mapping)
+        if both and name not in ("objectives", "limits"):
+            merged[name] = _merged(below[name], above[name])
+    return merged
 
 
 def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class Evaluated:
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
     costs: Mapping[str, FloatArray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Returns a line; :meth:`to_frame` shows the figures."""
+        return f"Evaluated({len(self.keys)} candidates: {', '.join(self.keys[:8])})"
+
     def __len__(self) -> int:
         """Returns the number of candidates."""
         return len(self.keys)
@@ -100,6 +104,10 @@ class ParetoSet:
     def __len__(self) -> int:
         """Returns the number of members."""
         return len(self.members)
+
+    def __repr__(self) -> str:
+        """Returns a line; :meth:`to_frame` shows the figures."""
+        return f"ParetoSet({len(self)} members, knee {self.knee_key}, {self.path})"
 
     def to_frame(self) -> pd.DataFrame:
         """Returns one row a member."""

@@ -10,6 +10,7 @@ from apqkit.pipeline.api import (
     resolved,
     run_search,
     run_stages,
+    unset_keys,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "resolved",
     "run_search",
     "run_stages",
+    "unset_keys",
 ]

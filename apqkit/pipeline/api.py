@@ -35,6 +35,7 @@ __all__ = [
     "resolved",
     "run_search",
     "run_stages",
+    "unset_keys",
 ]
 
 _RESOLVED = "resolved.json"
@@ -194,6 +195,12 @@ def resolved(config: Config) -> Config:
 def config_toml(config: Config) -> str:
     """Returns a configuration as TOML that :func:`apqkit.config.load_config` reads back."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def unset_keys(config: Config) -> list[str]:
+    """Returns the dotted names of keys that have no value."""
+    tree = flattened(config.model_dump(mode="json"), "")
+    return [name for name, value in tree.items() if value is None]
 
 
 def _settings(

@@ -1,6 +1,6 @@
 """Stage predictor: fp32 and transferred predictor, scored out of fold beside their baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,25 @@ def _choose_proxies(context: RunContext, base: AccuracyModel, mixed: Measured) -
             "tau_alone": kendall_tau(mixed.accuracy, column),
             "used": name in used,
         }
-        redundant = "" if gain <= error or name in used else "; it adds nothing to those kept"
-        context.say(
-            f"proxy {name} is {'kept' if name in used else 'dropped'}: as a column it lowers the "
-            f"squared error out of fold by {gain:.5f} (standard error {error:.5f}, logit scale, "
-            f"{len(mixed.accuracy)} rows){redundant}"
-        )
+        context.say(_proxy_verdict(name, tried[name], used, len(mixed.accuracy)))
     return {"used": used, "tried": tried}
+
+
+def _proxy_verdict(name: str, tried: Mapping[str, Any], used: Sequence[str], rows: int) -> str:
+    """Returns why a proxy is kept or dropped."""
+    gain, error = tried["gain"], tried["standard_error"]
+    verdict = f"proxy {name} is {'kept' if tried['used'] else 'dropped'}: "
+    if gain == error == 0.0:
+        return verdict + (
+            f"with {rows} mixed samples the fp32 predictor is moved to their level and nothing "
+            f"more is learned, so that no column can help"
+        )
+    found = (
+        f"as a column it lowers the squared error out of fold by {gain:.5f} "
+        f"(standard error {error:.5f}, logit scale, {rows} rows)"
+    )
+    redundant = gain > error and name not in used
+    return verdict + found + ("; it adds nothing to those kept" if redundant else "")
 
 
 def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def run_supernet_stage(context: RunContext, folder: Path) -> None:
     write_json(folder / CHECK_FILE, check)
     if check["random_mean"]["accuracy"] < check["smallest"]["accuracy"]:
         context.say(
-            f"random fp32 subnets reach {check['random_mean']['accuracy']:.3f} on average, below "
-            f"the smallest one's {check['smallest']['accuracy']:.3f}: the supernet is "
+            f"random fp32 subnets reach {check['random_mean']['accuracy']:.4f} on average, below "
+            f"the smallest one's {check['smallest']['accuracy']:.4f}: the supernet is "
             f"under-trained, raise supernet.epochs"
         )
 

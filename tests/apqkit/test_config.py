@@ -336,3 +336,47 @@ def test_a_configuration_cannot_be_changed():
         config.seed = 3
     with pytest.raises(ValidationError):
         config.data.name = "npz"
+
+
+def test_a_configuration_can_build_on_another(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'base = "digits"\nseed = 3\n[data]\nname = "npz"\n[search.limits]\nbops = 1e6\n'
+    )
+    config, digits = load_config(path), load_config("digits")
+    assert (config.seed, config.data.name) == (3, "npz")
+    assert config.data.corruptions == digits.data.corruptions
+    assert config.search.limits == {"bops": 1e6}  # limits replace, they do not add up
+    assert config.search.objectives == digits.search.objectives
+    assert config.supernet == digits.supernet
+    above = tmp_path / "above.toml"
+    above.write_text(f'base = "{path}"\nseed = 4\n')
+    assert load_config(above).data == config.data
+    assert load_config(above, ["seed=5"]).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base = 3", "base must be the name or path of a configuration, got 3"),
+        (
+            'base = "digit"',
+            "no configuration 'digit' (did you mean 'digits'?): neither a file nor one of "
+            "digits, fashion-mnist, smoke",
+        ),
+    ],
+)
+def test_a_wrong_base_is_named(text, message, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == message
+
+
+def test_a_configuration_that_builds_on_itself_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "{path}"')
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"base '{path}' builds on itself"

@@ -150,6 +150,13 @@ def test_each_proxy_is_kept_or_dropped_with_a_reason(smoke_run):
         assert f"proxy {name} is {'kept' if each['used'] else 'dropped'}: " in log
 
 
+def test_a_front_is_shown_as_a_line(front, smoke_run):
+    assert repr(front) == (
+        f"ParetoSet({len(front)} members, knee {front.knee_key}, {smoke_run[0]})"
+    )
+    assert repr(front.knee()) == f"Evaluated(1 candidates: {front.knee_key})"
+
+
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(copied_run, run_apqkit):
     before = pareto_bytes(copied_run)
     done = run_apqkit("run-search", "smoke", "--out", copied_run)
