@@ -8,10 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from apqkit.errors import FormatError
+from apqkit.errors import ConfigError, FormatError
 from apqkit.registry import lookup
 
-__all__ = ["FORMATS", "NumberFormat", "format_code", "format_named", "format_of_code"]
+__all__ = [
+    "FORMATS",
+    "NumberFormat",
+    "format_code",
+    "format_named",
+    "format_of_code",
+    "space_format",
+]
 
 Family = Literal["int", "float", "mx"]
 
@@ -127,6 +134,22 @@ def format_named(name: str) -> NumberFormat:
         UnknownNameError: There is none; the text lists those that exist.
     """
     return lookup(FORMATS, name, "format")
+
+
+def space_format(name: str) -> NumberFormat:
+    """Returns the format of that name, for a search space to offer.
+
+    Raises:
+        UnknownNameError: No format of that name.
+        ConfigError: It is named with its sign, which follows from the tensor.
+    """
+    found = format_named(name)
+    if not found.signed:
+        raise ConfigError(
+            f"space formats are named without sign, got {name!r}: "
+            f"tensors that cannot be negative use the unsigned twin by themselves"
+        )
+    return found
 
 
 def format_code(name: str) -> int:

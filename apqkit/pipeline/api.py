@@ -107,8 +107,10 @@ def run_stages(
         _write_config(context)
         ran = []
         for stage in wanted:
-            if not _run(context, stage):
+            if stage.name in done:
+                context.say(f"stage {stage.name} is done already")
                 continue
+            _run(context, stage)
             ran.append(stage.name)
             if stage.name == "cost":
                 check_goals(context)
@@ -225,18 +227,12 @@ def _index(names: list[str], name: str, flag: str) -> int:
     return names.index(name)
 
 
-def _run(context: RunContext, stage: Stage) -> bool:
-    """Runs a stage unless it is done; returns whether it was run."""
-    inputs = stage_inputs(context, stage)
-    if context.run.is_done(stage.name, inputs):
-        context.say(f"stage {stage.name} is done already")
-        return False
-    folder = context.run.begin(stage.name, inputs)
+def _run(context: RunContext, stage: Stage) -> None:
+    folder = context.run.begin(stage.name, stage_inputs(context, stage))
     context.run.log(f"stage {stage.name} begins")
     stage.run(context, folder)
     context.run.finish(stage.name)
     context.run.log(f"stage {stage.name} done")
-    return True
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from apqkit.config import Config
 from apqkit.cost import find_device
 from apqkit.data import DATASETS
 from apqkit.errors import ConfigError
-from apqkit.formats import format_named
+from apqkit.formats import space_format
 from apqkit.registry import lookup
 from apqkit.search.strategies import STRATEGIES
 from apqkit.search.study import check_storage
@@ -28,11 +28,7 @@ def check_names(config: Config) -> None:
     """
     space = config.space
     for name in (*space.weight_formats, *space.activation_formats, *space.first_last_formats):
-        if not format_named(name).signed:
-            raise ConfigError(
-                f"space formats are named without sign, got {name!r}: "
-                f"tensors that cannot be negative use the unsigned twin by themselves"
-            )
+        space_format(name)
     lookup(DATASETS, config.data.name, "data set")
     find_device(config.cost.device)
     lookup(PREDICTORS, config.predictor.name, "predictor")

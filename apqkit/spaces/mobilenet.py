@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from apqkit.config import Positive, Rate, Section, SpaceConfig
 from apqkit.errors import ConfigError
-from apqkit.formats import format_code, format_named
+from apqkit.formats import format_code, space_format
 from apqkit.spaces.base import TableSpace
 from apqkit.types import ACTIVATIONS, OPS, BoolArray, Choice, Dim, IntArray, LayerTable
 
@@ -397,10 +397,4 @@ def _distinct(values: Iterable[int]) -> tuple[int, ...]:
 
 
 def _by_width(names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if not format_named(name).signed:
-            raise ConfigError(
-                f"space formats are named without sign, got {name!r}: "
-                f"tensors that cannot be negative use the unsigned twin by themselves"
-            )
-    return tuple(sorted(dict.fromkeys(names), key=lambda name: format_named(name).bits))
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: space_format(name).bits))
