@@ -95,13 +95,24 @@ def finetune(
 
 
 @app.command()
-def export(run: _Run, pick: _Pick = "knee") -> None:
-    """Writes a member of the front as ONNX and checks it in ONNX Runtime."""
+def export(
+    run: _Run,
+    pick: _Pick = "knee",
+    carrier: Annotated[
+        str | None,
+        typer.Option(
+            "--carrier",
+            metavar="int8|packed",
+            help="How weights under 8 bits are stored: fast, or small; the same numbers.",
+        ),
+    ] = None,
+) -> None:
+    """Writes a member of the front as ONNX, checks it in ONNX Runtime and times it."""
     from apqkit.pipeline import export_pick
     from apqkit.progress import RichProgress
 
     with RichProgress() as progress:
-        print(export_pick(run, pick, progress=progress))
+        print(export_pick(run, pick, carrier=carrier, progress=progress))  # type: ignore[arg-type]
 
 
 @app.command()

@@ -159,12 +159,16 @@ class FinetuneConfig(Section):
 
     epochs: Positive = 20
     learning_rate: Rate = 1e-3
+    # Statistics of batch norms: those of each batch; those of calibration, which stand still; or
+    # these folded into the weights, which train alone then.
+    batch_norm: Literal["batch", "freeze", "fold"] = "batch"
 
 
 class ExportConfig(Section):
-    """Which members of the front are exported: keys, or "knee"."""
+    """Which members of the front are exported, and how weights under 8 bits are stored."""
 
-    picks: tuple[str, ...] = ("knee",)
+    picks: tuple[str, ...] = ("knee",)  # keys, or "knee"
+    carrier: Literal["int8", "packed"] = "int8"  # fast, or small
 
 
 class Config(Section):

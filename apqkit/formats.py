@@ -5,7 +5,7 @@ such as after a ReLU, the same pick uses the unsigned twin (``uint4``).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from apqkit.errors import ConfigError, FormatError
@@ -22,6 +22,9 @@ __all__ = [
 
 Family = Literal["int", "float", "mx"]
 
+_MINIFLOAT_BITS = 8
+_MX_BLOCK, _NV_BLOCK = 32, 16
+
 
 @dataclass(frozen=True)
 class NumberFormat:
@@ -30,15 +33,16 @@ class NumberFormat:
     Attributes:
         name: The name used in TOML, tables, code and reports.
         family: ``int`` (integer levels times a scale), ``float`` (minifloat times a scale) or
-            ``mx`` (minifloat blocks that share a power-of-two scale).
-        bits: Storage bits a value.
+            ``mx`` (blocks of small values, each block with a scale of its own).
+        bits: Storage bits a value, without its share of a block's scale.
         signed: False for the unsigned integers.
-        exponent_bits: Exponent field of a float; 0 for integers.
+        exponent_bits: Exponent field of a float, or of a block's values; 0 for integers.
         max_value: Largest finite value before scaling (for integers the highest level).
         special_values: Which non-finite values the format can hold: any of "inf", "nan".
         block_size: Values that share one scale along the reduction axis; 0 when scales are given
             per tensor or per channel.
-        scale_format: How a scale is stored: ``fp32``, or ``e8m0`` for powers of two.
+        scale_format: How a scale is stored: ``fp32``, ``e8m0`` for powers of two, or the name of
+            a float format.
     """
 
     name: str
@@ -53,8 +57,8 @@ class NumberFormat:
 
     @property
     def mantissa_bits(self) -> int:
-        """Stored mantissa bits of a float; 0 for integers."""
-        return self.bits - 1 - self.exponent_bits if self.family == "float" else 0
+        """Stored mantissa bits of a float, or of a block's floats; 0 for integers."""
+        return self.bits - 1 - self.exponent_bits if self.exponent_bits else 0
 
     @property
     def min_exponent(self) -> int:
@@ -70,6 +74,11 @@ class NumberFormat:
     def highest_level(self) -> int:
         """Highest integer level: 2^(b-1) - 1 when signed, else 2^b - 1."""
         return int(2 ** (self.bits - 1)) - 1 if self.signed else int(2**self.bits) - 1
+
+    @property
+    def is_scaled(self) -> bool:
+        """True if a tensor needs scales from outside: all but fp32, bf16 and block formats."""
+        return self.family == "int" or (self.family == "float" and self.bits <= _MINIFLOAT_BITS)
 
     @property
     def is_fp32(self) -> bool:
@@ -95,9 +104,24 @@ def _integers(widths: Iterable[int]) -> list[NumberFormat]:
     return signed + unsigned
 
 
+def _block_format(name: str, element: NumberFormat) -> NumberFormat:
+    """Returns the microscaling format whose blocks hold values of an element format."""
+    return replace(element, name=name, family="mx", block_size=_MX_BLOCK, scale_format="e8m0")
+
+
 def _by_name(formats: Iterable[NumberFormat]) -> dict[str, NumberFormat]:
     return {each.name: each for each in formats}
 
+
+_FP8_E4M3 = NumberFormat(
+    "fp8_e4m3", "float", 8, exponent_bits=4, max_value=448.0, special_values=("nan",)
+)
+_FP8_E5M2 = NumberFormat(
+    "fp8_e5m2", "float", 8, exponent_bits=5, max_value=57344.0, special_values=("inf", "nan")
+)
+_FP6_E2M3 = NumberFormat("fp6_e2m3", "float", 6, exponent_bits=2, max_value=7.5)
+_FP6_E3M2 = NumberFormat("fp6_e3m2", "float", 6, exponent_bits=3, max_value=28.0)
+_FP4_E2M1 = NumberFormat("fp4_e2m1", "float", 4, exponent_bits=2, max_value=6.0)
 
 FORMATS: dict[str, NumberFormat] = _by_name(
     [
@@ -109,19 +133,33 @@ FORMATS: dict[str, NumberFormat] = _by_name(
             max_value=3.4028234663852886e38,
             special_values=("inf", "nan"),
         ),
-        *_integers(range(2, 9)),
+        *_integers((2, 3, 4, 5, 6, 7, 8, 16)),
+        _FP8_E4M3,
+        _FP8_E5M2,
         NumberFormat(
-            "fp8_e4m3", "float", 8, exponent_bits=4, max_value=448.0, special_values=("nan",)
+            "fp8_e3m4", "float", 8, exponent_bits=3, max_value=15.5, special_values=("inf", "nan")
         ),
+        _FP6_E2M3,
+        _FP6_E3M2,
+        _FP4_E2M1,
         NumberFormat(
-            "fp8_e5m2",
+            "bf16",
             "float",
-            8,
-            exponent_bits=5,
-            max_value=57344.0,
+            16,
+            exponent_bits=8,
+            max_value=3.3895313892515355e38,
             special_values=("inf", "nan"),
         ),
-        NumberFormat("fp4_e2m1", "float", 4, exponent_bits=2, max_value=6.0),
+        # Values of mxint8 are integers over 64, from -127/64 to 127/64.
+        _block_format("mxint8", NumberFormat("int8", "int", 8, max_value=127 / 64)),
+        _block_format("mxfp8_e4m3", _FP8_E4M3),
+        _block_format("mxfp8_e5m2", _FP8_E5M2),
+        _block_format("mxfp6_e2m3", _FP6_E2M3),
+        _block_format("mxfp6_e3m2", _FP6_E3M2),
+        _block_format("mxfp4_e2m1", _FP4_E2M1),
+        replace(
+            _FP4_E2M1, name="nvfp4", family="mx", block_size=_NV_BLOCK, scale_format="fp8_e4m3"
+        ),
     ]
 )
 """Every known format by name. A plug-in adds to this dict."""
@@ -141,9 +179,15 @@ def space_format(name: str) -> NumberFormat:
 
     Raises:
         UnknownNameError: No format of that name.
-        ConfigError: It is named with its sign, which follows from the tensor.
+        ConfigError: It is named with its sign, which follows from the tensor, or no exported model
+            can hold it.
     """
     found = format_named(name)
+    if found.block_size:
+        raise ConfigError(
+            f"space formats must have an ONNX form, got {name!r}: "
+            f"block formats are emulated only, see apqkit.quant.prepare"
+        )
     if not found.signed:
         raise ConfigError(
             f"space formats are named without sign, got {name!r}: "

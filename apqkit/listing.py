@@ -14,13 +14,13 @@ def _spaces() -> dict[str, str]:
 
 
 def _formats() -> dict[str, str]:
-    from apqkit.formats import FORMATS
+    from apqkit.formats import FORMATS, NumberFormat
 
-    return {
-        name: f"{each.bits} bits, largest value {each.max_value:g}"
-        for name, each in FORMATS.items()
-        if each.signed
-    }
+    def words(each: NumberFormat) -> str:
+        blocks = f" in blocks of {each.block_size}, not in spaces" if each.block_size else ""
+        return f"{each.bits} bits{blocks}, largest value {each.max_value:g}"
+
+    return {name: words(each) for name, each in FORMATS.items() if each.signed}
 
 
 def _proxies() -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import clone
 
 from apqkit.cost.network import NetworkCost
-from apqkit.quant.fake_quantize import gaussian_noise
+from apqkit.quant.noise import gaussian_noise
 from apqkit.registry import lookup
 from apqkit.types import Dim, FloatArray, IntArray, Space
 from predictors import (

@@ -28,6 +28,7 @@ __all__ = [
     "StageRecord",
     "append_line",
     "fingerprint_of",
+    "package_versions",
     "read_lines",
     "write_atomically",
     "write_json",
@@ -36,7 +37,7 @@ __all__ = [
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _LOG = "log.txt"
-_SCHEMA = 1
+_SCHEMA = 2
 _VERSIONED = (
     "torch",
     "numpy",
@@ -219,7 +220,7 @@ class RunDirectory:
         begun = self._manifest["versions"]
         return {
             name: (begun.get(name, "unknown"), now)
-            for name, now in _versions().items()
+            for name, now in package_versions().items()
             if begun.get(name, "unknown") != now
         }
 
@@ -276,7 +277,7 @@ class RunDirectory:
         if not path.exists():
             return {
                 "schema": _SCHEMA,
-                "versions": _versions(),
+                "versions": package_versions(),
                 "machine": _machine(),
                 "facts": {},
                 "stages": {},
@@ -355,7 +356,8 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Returns the versions of Python, apqkit and the packages that its results rest on."""
     names = ("apqkit", *_VERSIONED)
     found = {}
     for name in names:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apqkit.formats import format_named
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.fake_quantize import fake_quantize
+from apqkit.errors import CalibrationError
+from apqkit.formats import NumberFormat, format_named
+from apqkit.quant.calibration import calibrate
 from apqkit.quant.layers import QuantConv, QuantLinear
+from apqkit.quant.quantize import fake_quantize
 from apqkit.search.problem import Problem, SearchSettings
 from apqkit.search.strategies import Known, Propose
 from apqkit.spaces.base import picks_of_values
@@ -149,8 +150,9 @@ def _check_active(
 def check_format(name: str, *, seed: int = 0) -> None:
     """Checks a number format through its fake quantizer.
 
-    Quantizing twice changes nothing; order is kept; zero stays zero; NaN stays NaN; there are at
-    most 2^bits values; beyond the largest value it saturates.
+    Quantizing twice changes nothing; zero stays zero; what is not finite is refused; there are at
+    most 2^bits values (in a block of a block format); order is kept and the largest value is the
+    one that the format states, where values share one scale.
 
     Args:
         name: The format.
@@ -159,25 +161,37 @@ def check_format(name: str, *, seed: int = 0) -> None:
     number_format = format_named(name)
     if number_format.is_fp32:
         return
-    scale = torch.tensor(0.25)
-    reach = 2.0 * float(number_format.max_value) * float(scale)
+    scale = torch.tensor(0.25) if number_format.is_scaled else None
+    reach = 8.0 if scale is None else 2.0 * float(number_format.max_value) * float(scale)
     generator = torch.Generator().manual_seed(seed)
-    values, _ = torch.sort((torch.rand(20_000, generator=generator) - 0.5) * 2 * reach)
+    values = (torch.rand(625, 32, generator=generator) - 0.5) * 2 * reach
     once = fake_quantize(values, number_format, scale=scale)
     twice = fake_quantize(once, number_format, scale=scale)
     _require(torch.equal(once, twice), f"{name}: quantizing twice changes values")
-    _require(bool((once.diff() >= 0).all()), f"{name}: order is not kept")
     zero = fake_quantize(torch.zeros(1), number_format, scale=scale)
     _require(float(zero) == 0.0, f"{name}: zero becomes {float(zero)}")
-    nan = fake_quantize(torch.tensor([float("nan")]), number_format, scale=scale)
-    _require(bool(nan.isnan().all()), f"{name}: NaN becomes {float(nan)}")
-    levels = len(once.unique())
+    for value in (float("nan"), float("inf")):
+        _require(_refuses(value, number_format, scale), f"{name}: {value} is not refused")
+    together = once[:1, : number_format.block_size] if number_format.block_size else once
+    levels = len(together.unique())
     _require(
         levels <= 2**number_format.bits, f"{name}: {levels} values in {number_format.bits} bits"
     )
+    if scale is None:
+        return
+    order = once.flatten()[values.flatten().argsort()]
+    _require(bool((order.diff() >= 0).all()), f"{name}: order is not kept")
     top = float(once.max())
     expected = float(number_format.max_value) * float(scale)
     _require(top == expected, f"{name}: the largest value is {top}, not {expected}")
+
+
+def _refuses(value: float, number_format: NumberFormat, scale: Tensor | None) -> bool:
+    try:
+        fake_quantize(torch.tensor([value]), number_format, scale=scale)
+    except CalibrationError:
+        return True
+    return False
 
 
 def check_cost_model(model: CostModel, table: LayerTable, *, seed: int = 0) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from apqkit.errors import FormatError
 from apqkit.formats import NumberFormat, format_named
-from apqkit.quant.fake_quantize import quantize_weight
+from apqkit.quant.activations import ActivationQuantizer
 from apqkit.quant.layers import (
-    ActivationQuantizer,
+    BatchNorm,
     QuantAdd,
     QuantConv,
     QuantGlobalPool,
@@ -18,7 +18,9 @@ from apqkit.quant.layers import (
     QuantLinear,
     QuantPool,
     conv_batch_norm,
+    square_geometry,
 )
+from apqkit.quant.weights import quantize_weight
 from apqkit.types import Layer
 
 __all__ = ["ELASTIC_UNITS", "ElasticUnit"]
@@ -97,10 +99,9 @@ class ElasticConv(ElasticUnit):
         return QuantConv(
             input_quantizers(layer)[0],
             weight.contiguous(memory_format=torch.channels_last),
-            (gamma, beta),
+            BatchNorm(gamma, beta),
             weight_format=weight_format_of(layer),
-            stride=layer.stride,
-            groups=layer.groups,
+            geometry=square_geometry(layer.kernel, layer.stride, layer.groups),
             relu=layer.activation == "relu",
             name=layer.name,
         )

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import nn
 from apqkit.data import ImageSet
 from apqkit.errors import ExportError
 from apqkit.export.onnx_model import INPUT_NAME
+from apqkit.quant.layers import QuantConv, QuantLinear
 
-__all__ = ["FLOAT8_NOTE", "Latency", "check_model", "onnx_logits", "time_models"]
+__all__ = ["FLOAT8_NOTE", "Latency", "check_model", "onnx_logits", "output_step", "time_models"]
 
 FLOAT8_NOTE = (
     "fp8 is emulated: load with graph optimisation at most basic and "
@@ -50,41 +51,71 @@ class Latency:
     note: str = ""
 
 
-def check_model(path: Path, model: nn.Module, images: ImageSet) -> dict[str, Any]:
-    """Compares an ONNX file with the torch model it was made from, on real images.
+def check_model(
+    path: Path,
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    reference: Path | None = None,
+    batch: int = 1,
+) -> dict[str, Any]:
+    """Compares an ONNX file with the torch model it was made from, on real images, and times it.
 
     Args:
         path: The file.
         model: Frozen.
         images: What both are run on.
+        reference: A file to be timed in turn with it, such as the same network in fp32.
+        batch: Images a timed run.
 
     Returns:
         Largest difference and agreement of the classes, with the runtime's optimisation off (the
-        same arithmetic) and on (fused integer kernels), accuracies, file size, opset, types.
+        same arithmetic) and on (fused integer kernels), accuracies, file size, opset, types,
+        latency. Classes that differ are counted once more where the two best logits in torch lie
+        further apart than :func:`output_step`, so that no tie explains it.
 
     Raises:
         ExportError: The runtime cannot load or run the file.
     """
-    reference = _torch_logits(model, images)
+    expected = _torch_logits(model, images)
     labels = images.labels
     proto = _read(path)
     report: dict[str, Any] = {
         "images": len(images),
-        "torch_accuracy": float((reference.argmax(axis=1) == labels).mean()),
+        "torch_accuracy": float((expected.argmax(axis=1) == labels).mean()),
         "file_kib": round(path.stat().st_size / 1024, 2),
         "opset": proto.opset_import[0].version,
         "constant_types": _constant_types(proto),
         "note": FLOAT8_NOTE if _has_float8(path) else "",
     }
+    best = np.sort(expected, axis=1)[:, -2:]
+    beyond = best[:, 1] - best[:, 0] > output_step(model)
     for mode, optimised in (("unoptimised", False), ("optimised", True)):
         logits = onnx_logits(path, images, optimised=optimised)
-        agree = logits.argmax(axis=1) == reference.argmax(axis=1)
+        agree = logits.argmax(axis=1) == expected.argmax(axis=1)
         report[mode] = {
             "accuracy": float((logits.argmax(axis=1) == labels).mean()),
-            "largest_difference": float(np.abs(logits - reference).max()),
+            "largest_difference": float(np.abs(logits - expected).max()),
             "images_with_other_class": int((~agree).sum()),
+            "beyond_one_step": int((~agree & beyond).sum()),
         }
+    timed = [path] if reference is None else [path, reference]
+    latencies = time_models(timed, images.images(slice(0, 1)).shape[1:], batch=batch)
+    for name, each in zip(("latency", "reference_latency"), latencies, strict=False):
+        report[name] = {**asdict(each), "batch": batch}
     return report
+
+
+def output_step(model: nn.Module) -> float:
+    """Returns how far one logit moves if one input of the last layer moves by one level.
+
+    It is the step of the last quantized layer's input times its largest weight; 0 where that
+    input has no levels of one step.
+    """
+    layers = [each for each in model.modules() if isinstance(each, QuantConv | QuantLinear)]
+    if not layers or not layers[-1].quantizer().is_static_int8:
+        return 0.0
+    return float(layers[-1].quantizer().scale * layers[-1].frozen_weight.abs().max())
 
 
 def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.float32]:
@@ -103,7 +134,7 @@ def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.
 
 
 def time_models(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], *, batch: int, runs: int = 60
+    paths: Sequence[Path], image_shape: Sequence[int], *, batch: int, runs: int = 60
 ) -> list[Latency]:
     """Times models in ONNX Runtime: one thread, warm-up, one run of each in turn.
 

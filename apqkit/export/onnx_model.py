@@ -19,16 +19,26 @@ from onnx import helper
 from torch import Tensor, nn
 
 from apqkit.errors import ExportError
-from apqkit.quant.layers import ActivationQuantizer, QuantConv, QuantLinear
+from apqkit.quant.activations import ActivationQuantizer, ObservedQuantizer
+from apqkit.quant.layers import QuantConv, QuantLinear
 from apqkit.quant.onnx_marker import MARKER_DOMAIN, MARKER_OP
-from apqkit.quant.qdq import OPSET, GraphParts, lower_activation, lower_bias, lower_weight
+from apqkit.quant.qdq import (
+    OPSET,
+    Carrier,
+    GraphParts,
+    check_carrier,
+    lower_activation,
+    lower_bias,
+    lower_weight,
+)
 from apqkit.run import write_atomically
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_onnx", "onnx_model"]
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
-_TRACED_OPSET = 20  # the newest that torch's tracing exporter writes; its ops mean the same in 21
-_IR_VERSION = 10
+_TRACED_OPSET = 20  # the newest that torch's tracing exporter writes; later ones mean the same
+_FIRST_OPSET = 13  # scales an axis
+_WITH_BIAS = ("Conv", "Gemm")
 
 _Weighted = QuantConv | QuantLinear
 _Named = TypeVar("_Named", ActivationQuantizer, _Weighted)
@@ -36,36 +46,56 @@ _Named = TypeVar("_Named", ActivationQuantizer, _Weighted)
 
 def export_onnx(
     model: nn.Module,
-    image_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     path: Path,
     metadata: Mapping[str, Any],
+    *,
+    carrier: Carrier = "int8",
+    opset: int | None = None,
 ) -> None:
     """Writes a calibrated model as ONNX.
 
     Args:
-        model: Frozen by :func:`apqkit.quant.calibrate.calibrate`.
-        image_shape: (channels, height, width) of the images it takes, fp32 in 0..1.
+        model: Frozen by :func:`apqkit.quant.calibrate`.
+        input_shape: Of one input, without the batch axis: (channels, height, width) for images.
         path: Where the file goes; it is written whole or not at all.
         metadata: JSON values kept in the file by name.
+        carrier: ``int8`` stores weights under 8 bits as int8, for which runtimes have kernels;
+            ``packed`` stores int2 in 2 bits and int3 and int4 in 4, for a small file. The numbers
+            are the same.
+        opset: ONNX operator set; None takes 21, or the first later one that has all types.
 
     Raises:
         CalibrationError: The model is not frozen.
-        ExportError: A format has no ONNX form, two quantizers share a name, or the graph is not
-            valid.
+        ExportError: A format has no ONNX form or the operator set lacks its type, two quantizers
+            share a name, or the graph is not valid.
     """
-    write_atomically(path, onnx_model(model, image_shape, metadata).SerializeToString())
+    exported = onnx_model(model, input_shape, metadata, carrier=carrier, opset=opset)
+    write_atomically(path, exported.SerializeToString())
 
 
 def onnx_model(
-    model: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, Any]
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    metadata: Mapping[str, Any],
+    *,
+    carrier: Carrier = "int8",
+    opset: int | None = None,
 ) -> onnx.ModelProto:
     """Returns a calibrated model as an ONNX model (see :func:`export_onnx`)."""
-    traced = onnx.load_from_string(_trace(model, image_shape))
-    graph = _lower(traced.graph, model)
+    check_carrier(carrier)
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not _FIRST_OPSET <= opset <= newest:
+        raise ExportError(f"opset must be {_FIRST_OPSET} to {newest}, got {opset}")
+    traced_opset = min(_TRACED_OPSET, opset or _TRACED_OPSET)
+    traced = onnx.load_from_string(_trace(model, input_shape, traced_opset))
+    parts = GraphParts()
+    graph = _lower(traced.graph, model, parts, carrier)
+    imported = helper.make_opsetid("", _opset_for(parts, opset))
     lowered = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=_IR_VERSION,
+        opset_imports=[imported],
+        ir_version=helper.find_min_ir_version_for([imported]),
         producer_name="apqkit",
     )
     helper.set_model_props(lowered, {name: _as_text(each) for name, each in metadata.items()})
@@ -77,9 +107,19 @@ def onnx_model(
     return lowered
 
 
-def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
+def _opset_for(parts: GraphParts, asked: int | None) -> int:
+    """Returns the operator set to write, one that has all that is needed."""
+    if asked is None:
+        return max([OPSET, *parts.needs.values()])
+    for what, least in parts.needs.items():
+        if asked < least:
+            raise ExportError(f"{what} need opset {least} or later, got {asked}")
+    return asked
+
+
+def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> bytes:
     buffer: Any = io.BytesIO()  # torch writes to one, though its annotation says paths only
-    example = torch.zeros(1, *image_shape)
+    example = torch.zeros(1, *input_shape)
     with torch.no_grad():
         model.eval()(example)  # refuses a model that is not frozen, which a trace would not
     with warnings.catch_warnings(), torch.no_grad():
@@ -89,7 +129,7 @@ def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
             (example,),
             buffer,
             dynamo=False,
-            opset_version=_TRACED_OPSET,
+            opset_version=opset,
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
@@ -99,13 +139,14 @@ def _trace(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
     return content
 
 
-def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
+def _lower(
+    graph: onnx.GraphProto, model: nn.Module, parts: GraphParts, carrier: Carrier
+) -> onnx.GraphProto:
     """Replaces every mark by real nodes, and the biases of integer layers by int32 ones."""
     modules = list(model.modules())
     activations = _by_name(each for each in modules if isinstance(each, ActivationQuantizer))
     layers = _by_name(each for each in modules if isinstance(each, QuantConv | QuantLinear))
     weighted = {f"{name}.weight": layer for name, layer in layers.items()}
-    parts = GraphParts()
     layer_of_weight: dict[str, _Weighted] = {}
     for node in graph.node:
         if not _is_mark(node):
@@ -114,13 +155,9 @@ def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
         name, target = helper.get_node_attr_value(node, "name").decode(), node.output[0]
         if name in weighted:
             layer_of_weight[target] = weighted[name]
-            stored = weighted[name].weight_quantizer()
-            values, scale = _array(stored.values), _array(stored.scale)
-            lower_weight(parts, target, stored.number_format, values, scale)
+            _lower_stored(parts, target, weighted[name], carrier)
         else:
-            quantizer = activations[name]
-            scale_value = float(quantizer.scale)
-            lower_activation(parts, node.input[0], target, quantizer.number_format, scale_value)
+            _lower_quantizer(parts, node.input[0], target, activations[name])
     kept = [*graph.initializer, *parts.constants]
     used = {name for node in parts.nodes for name in node.input}
     return helper.make_graph(
@@ -130,6 +167,30 @@ def _lower(graph: onnx.GraphProto, model: nn.Module) -> onnx.GraphProto:
         list(graph.output),
         [each for each in kept if each.name in used],
     )
+
+
+def _lower_stored(parts: GraphParts, target: str, layer: _Weighted, carrier: Carrier) -> None:
+    stored = layer.stored_weight()
+    lower_weight(
+        parts,
+        target,
+        stored.number_format,
+        _array(stored.values),
+        _array(stored.scale),
+        group_size=stored.group_size,
+        carrier=carrier,
+    )
+
+
+def _lower_quantizer(
+    parts: GraphParts, source: str, target: str, quantizer: ActivationQuantizer
+) -> None:
+    scale: float | None = float(quantizer.scale)
+    zero_point = 0
+    if isinstance(quantizer, ObservedQuantizer):
+        scale = None if quantizer.per_token else scale
+        zero_point = int(quantizer.zero_point)
+    lower_activation(parts, source, target, quantizer.number_format, scale, zero_point)
 
 
 def _by_name(modules: Iterable[_Named]) -> dict[str, _Named]:
@@ -148,10 +209,11 @@ def _with_bias(
     """Returns a node whose bias, if it belongs to an integer layer, is stored as int32."""
     layer = next((layer_of_weight[name] for name in node.input if name in layer_of_weight), None)
     step = None if layer is None else layer.bias_step(layer.frozen_scale)
-    if layer is None or step is None:
+    if layer is None or step is None or node.op_type not in _WITH_BIAS:
         return node
     target = f"{layer.name}.bias"
-    lower_bias(parts, target, _array(layer.frozen_bias), _array(step))
+    if not any(target in each.output for each in parts.nodes):  # a module may run twice
+        lower_bias(parts, target, _array(layer.frozen_bias), _array(step))
     changed = onnx.NodeProto()
     changed.CopyFrom(node)
     changed.input[2] = target

@@ -16,10 +16,11 @@ from apqkit.front import ParetoSet
 from apqkit.pipeline.checks import check_machine, check_names
 from apqkit.pipeline.context import RunContext, flattened, load_plugins
 from apqkit.pipeline.cost_stage import check_goals
-from apqkit.pipeline.export_stage import MODEL_FILE, export_member
+from apqkit.pipeline.export_stage import export_member
 from apqkit.pipeline.finetune import finetune_member
 from apqkit.pipeline.search_stage import read_pareto_set
 from apqkit.pipeline.stages import STAGES, Stage, stage_inputs, with_followers
+from apqkit.quant.qdq import Carrier, check_carrier
 from apqkit.registry import did_you_mean
 from apqkit.run import RunDirectory, write_atomically, write_json
 from apqkit.spaces import build_space, space_options
@@ -127,20 +128,29 @@ def read_front(path: str | Path) -> ParetoSet:
         return _front(context)
 
 
-def export_pick(path: str | Path, pick: str, *, progress: Progress | None = None) -> Path:
+def export_pick(
+    path: str | Path,
+    pick: str,
+    *,
+    carrier: Carrier | None = None,
+    progress: Progress | None = None,
+) -> Path:
     """Exports a member of the front as ONNX and checks it; returns the model's path.
 
     Args:
         path: The run directory.
         pick: A member's key, or "knee".
+        carrier: ``int8`` for speed or ``packed`` for a small file with 2- and 4-bit weights, whose
+            name says so; None takes what the run's configuration says.
         progress: Shows how far it is.
     """
     with _reopened(Path(path), progress) as context:
+        chosen = carrier or context.config.export.carrier
+        check_carrier(chosen)
         member = _front(context).pick(pick)
-        folder = context.run.path / "export"
-        export_member(context, member, folder)
+        model, _ = export_member(context, member, context.run.path / "export", chosen)
         context.run.refresh("export")
-        return folder / member.keys[0] / MODEL_FILE
+        return model
 
 
 def finetune_pick(

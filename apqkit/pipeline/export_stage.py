@@ -4,19 +4,20 @@ import csv
 import io
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import apqkit
 from apqkit.export.check import FLOAT8_NOTE, Latency, check_model, time_models
 from apqkit.export.onnx_model import export_onnx
 from apqkit.front import Evaluated, ParetoSet
 from apqkit.pipeline.context import RunContext
 from apqkit.pipeline.final_front import networks_of, reference_networks
 from apqkit.pipeline.search_stage import EVALUATED_FILE, read_pareto_set
-from apqkit.run import write_atomically, write_json
+from apqkit.quant.qdq import Carrier
+from apqkit.run import package_versions, write_atomically, write_json
 from apqkit.sampling import layer_formats
 from apqkit.training.evaluate import calibrated_subnet
 from apqkit.types import Choice, LayerTable
@@ -33,13 +34,15 @@ def run_export_stage(context: RunContext, folder: Path) -> None:
     front = read_pareto_set(context)
     for pick in context.config.export.picks:
         member = front.pick(pick)
-        report = export_member(context, member, folder)
+        _, report = export_member(context, member, folder, context.config.export.carrier)
         context.say(_summary(member.keys[0], report))
     write_atomically(folder / TIMING_FILE, _timing_csv(context, front))
 
 
-def export_member(context: RunContext, member: Evaluated, folder: Path) -> dict[str, Any]:
-    """Exports one measured candidate with the weights it inherits; returns the check."""
+def export_member(
+    context: RunContext, member: Evaluated, folder: Path, carrier: Carrier
+) -> tuple[Path, dict[str, Any]]:
+    """Exports one measured candidate with the weights it inherits; returns path and check."""
     table = networks_of(context, member.candidates)
     model = calibrated_subnet(
         context.supernet,  # type: ignore[arg-type]
@@ -47,45 +50,81 @@ def export_member(context: RunContext, member: Evaluated, folder: Path) -> dict[
         context.calibration_images(final=True),
     )
     facts = {"validation_accuracy": float(member.accuracy[0])}
-    target = folder / member.keys[0]
-    return export_candidate(context, model, member.candidates[0], table, target, facts)
+    subject = ExportSubject(model, member.candidates[0], table, facts)
+    return export_candidate(context, subject, folder / member.keys[0], carrier)
+
+
+@dataclass(frozen=True)
+class ExportSubject:
+    """A network to be exported.
+
+    Attributes:
+        model: Frozen.
+        candidate: Its active dims by value.
+        table: Its rows.
+        facts: Kept in the file's metadata beside candidate, formats, input, classes and versions.
+    """
+
+    model: nn.Module
+    candidate: Mapping[str, Choice]
+    table: LayerTable
+    facts: Mapping[str, Any]
 
 
 def export_candidate(
-    context: RunContext,
-    model: nn.Module,
-    candidate: Mapping[str, Choice],
-    table: LayerTable,
-    folder: Path,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes model.onnx and check.json into a folder and returns the check.
+    context: RunContext, subject: ExportSubject, folder: Path, carrier: Carrier
+) -> tuple[Path, dict[str, Any]]:
+    """Writes a model and its check into a folder, and returns the model's path and the check.
+
+    The check runs on the test images, and times the model in turn with the same network in fp32.
 
     Args:
         context: The run.
-        model: Frozen.
-        candidate: Its active dims by value.
-        table: Its network.
+        subject: What is exported.
         folder: Where the files go.
-        facts: Kept in the file's metadata beside candidate, formats, input and classes.
+        carrier: How weights under 8 bits are stored; it is part of the files' names if packed.
     """
+    suffix = "" if carrier == "int8" else f"_{carrier}"
+    path = _with_suffix(folder / MODEL_FILE, suffix)
     shape = context.splits.image_shape
-    formats = layer_formats(table.layers())
+    metadata = _metadata(context, subject, carrier)
+    export_onnx(subject.model, shape, path, metadata, carrier=carrier)
+    with tempfile.TemporaryDirectory() as scratch:
+        twin = calibrated_subnet(
+            context.supernet,  # type: ignore[arg-type]
+            subject.table.in_fp32().layers(),
+            context.calibration_images(),
+        )
+        reference = Path(scratch) / "fp32.onnx"
+        export_onnx(twin, shape, reference, {})
+        test = context.splits.read_test()
+        batch = context.config.cost.batch
+        check = check_model(path, subject.model, test, reference=reference, batch=batch)
+    report = {"split": "test", "carrier": carrier, **check}
+    write_json(_with_suffix(folder / CHECK_FILE, suffix), report)
+    return path, report
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_stem(f"{path.stem}{suffix}")
+
+
+def _metadata(context: RunContext, subject: ExportSubject, carrier: Carrier) -> dict[str, Any]:
+    channels, height, width = context.splits.image_shape
+    formats = layer_formats(subject.table.layers())
     metadata = {
-        "apqkit_version": apqkit.__version__,
-        "candidate": dict(candidate),
+        "versions": package_versions(),
+        "candidate": dict(subject.candidate),
         "formats": formats,
-        "input": f"fp32 pixels in 0..1, (batch, {shape[0]}, {shape[1]}, {shape[2]})",
+        "carrier": carrier,
+        "input": f"fp32 pixels in 0..1, (batch, {channels}, {height}, {width})",
+        "normalisation": "none beyond 0..1: the first layer takes pixels as they are",
         "class_names": list(context.splits.class_names),
-        **facts,
+        **subject.facts,
     }
     if any("fp8" in each for each in formats.values()):
         metadata["runtime"] = FLOAT8_NOTE
-    path = folder / MODEL_FILE
-    export_onnx(model, shape, path, metadata)
-    report = {"split": "test", **check_model(path, model, context.splits.read_test())}
-    write_json(folder / CHECK_FILE, report)
-    return report
+    return metadata
 
 
 def _timing_csv(context: RunContext, front: ParetoSet) -> str:

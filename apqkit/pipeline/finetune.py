@@ -6,13 +6,13 @@ from torch import nn
 
 from apqkit.front import Evaluated
 from apqkit.pipeline.context import RunContext
-from apqkit.pipeline.export_stage import export_candidate
+from apqkit.pipeline.export_stage import ExportSubject, export_candidate
 from apqkit.pipeline.final_front import networks_of
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.run import fingerprint_of, write_json
 from apqkit.training.checkpoint import save_tensors
 from apqkit.training.evaluate import accuracy_parts, evaluate
-from apqkit.training.finetune import finetune
+from apqkit.training.finetuning import finetune
 
 __all__ = ["RESULT_FILE", "finetune_member"]
 
@@ -40,9 +40,9 @@ def finetune_member(context: RunContext, member: Evaluated) -> dict[str, Any]:
     calibrate(model, context.calibration_images(final=True))
     after = _accuracies(context, model)
     save_tensors(folder / _WEIGHTS_FILE, model.state_dict(), {"key": member.keys[0]})
-    check = export_candidate(
-        context, model, member.candidates[0], table, folder, {"finetuned_epochs": len(history)}
-    )
+    facts = {"finetuned_epochs": len(history)}
+    subject = ExportSubject(model, member.candidates[0], table, facts)
+    _, check = export_candidate(context, subject, folder, context.config.export.carrier)
     result = {
         "key": member.keys[0],
         "epochs": len(history),

@@ -72,9 +72,10 @@ def gather(context: RunContext) -> ReportData:
             for name, record in context.run.stages.items()
             if record.status == "done"
         },
-        exports={
-            each.parent.name: _json(each) for each in sorted(path.glob(f"export/*/{CHECK_FILE}"))
-        },
+        exports=[
+            {"key": each.parent.name, **_json(each)}
+            for each in sorted(path.glob(f"export/*/{Path(CHECK_FILE).stem}*.json"))
+        ],
         finetuned=[_json(each) for each in sorted(path.glob(f"finetune/*/{RESULT_FILE}"))],
         facts=_facts(context),
         notes=_notes(context),

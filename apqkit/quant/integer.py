@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from apqkit.formats import NumberFormat
+from apqkit.quant.rounding import round_in_place
 
-__all__ = ["fake_quantize_integer", "integer_step"]
-
-_INT8_MAX = 127
+__all__ = ["fake_quantize_integer", "integer_levels"]
 
 
 class _FakeQuantizeInteger(torch.autograd.Function):
@@ -21,17 +20,23 @@ class _FakeQuantizeInteger(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: int, lowest: int, highest: int
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | int,
+        levels: tuple[int, int],
+        generator: torch.Generator | None,
     ) -> Tensor:
-        rounded = torch.div(x, scale).round_()
-        if zero_point:
+        shifted = isinstance(zero_point, Tensor) or zero_point != 0
+        rounded = round_in_place(torch.div(x, scale), generator)
+        if shifted:
             rounded.add_(zero_point)
-        levels = rounded.clamp(lowest, highest)
+        clamped = rounded.clamp(*levels)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(levels == rounded)
-        if zero_point:
-            levels.sub_(zero_point)
-        return levels.mul_(scale)
+            ctx.save_for_backward(clamped == rounded)
+        if shifted:
+            clamped.sub_(zero_point)
+        return clamped.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -40,38 +45,36 @@ class _FakeQuantizeInteger(torch.autograd.Function):
 
 
 def fake_quantize_integer(
-    x: Tensor, scale: Tensor, zero_point: int, lowest: int, highest: int
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | int,
+    levels: tuple[int, int],
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Returns x rounded to integer levels times a scale.
 
     Args:
         x: fp32 tensor of any shape.
         scale: Positive, broadcastable to x.
-        zero_point: Level that stands for 0.
-        lowest: Lowest level.
-        highest: Highest level.
+        zero_point: Level that stands for 0; a tensor must be broadcastable to x.
+        levels: Lowest and highest level.
+        generator: Rounds at random if given (see :func:`apqkit.quant.rounding.round_in_place`).
 
     Returns:
         Tensor like x. The gradient passes to x alone: 1 where the rounded level lies inside
-        ``lowest..highest``, 0 where it was clipped. NaN stays NaN.
+        the levels, 0 where it was clipped. NaN stays NaN.
     """
-    return _FakeQuantizeInteger.apply(x, scale, zero_point, lowest, highest)  # type: ignore[no-any-return]
+    return _FakeQuantizeInteger.apply(x, scale, zero_point, levels, generator)  # type: ignore[no-any-return]
 
 
-def integer_step(number_format: NumberFormat) -> float | None:
-    """Returns the step, in scales, of 8-bit integers that hold a signed format's values exactly.
+def integer_levels(number_format: NumberFormat, *, narrow_range: bool = False) -> tuple[int, int]:
+    """Returns the lowest and the highest level of an integer format.
 
-    It is 1 for integers and the smallest positive value for floats: fp4 is 0 .5 1 1.5 2 3 4 6, so
-    12 steps of 1/2 hold it. None for a format that spans too much, such as fp8.
-
-    >>> from apqkit.formats import format_named
-    >>> integer_step(format_named("fp4_e2m1"))
-    0.5
+    Args:
+        number_format: Of the int family.
+        narrow_range: Drop the lowest level if signed, so that levels are symmetric.
     """
-    if number_format.family == "int":
-        step = 1.0
-    elif number_format.family == "float":
-        step = 2.0 ** (number_format.min_exponent - number_format.mantissa_bits)
-    else:
-        return None
-    return step if number_format.max_value <= _INT8_MAX * step else None
+    highest = number_format.highest_level
+    if narrow_range and number_format.signed:
+        return -highest, highest
+    return number_format.lowest_level, highest

@@ -1,15 +1,16 @@
 """The ONNX nodes that compute what a quantizer computes.
 
-Integer activations ride in unsigned 8-bit carriers, signed ones with 128 standing for 0: the
-runtime fuses a layer into an integer kernel only where its input and output have one type. Under 8
-bits a Clip after QuantizeLinear keeps to the format's levels.
-fp8 uses the float8 types. fp4 weights are exact in int8 at half the scale; fp4 activations are
-rounded by ordinary nodes, since ONNX Runtime has no float4 QuantizeLinear on a CPU.
+Integer activations ride in unsigned carriers of 8 or 16 bits, signed ones with the middle code
+standing for 0: the runtime fuses a layer into an integer kernel only where its input and output
+have one type. Where a format has fewer codes than its carrier, a Clip after QuantizeLinear keeps
+to them. Weights are stored as integers wherever steps of one size hold them, else as float8.
+fp8_e4m3 and fp8_e5m2 use the float8 types; other small floats are rounded by ordinary nodes, since
+ONNX Runtime quantizes to no such type on a CPU. Block formats have no ONNX form.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -18,23 +19,45 @@ from onnx import TensorProto, helper, numpy_helper
 
 from apqkit.errors import ExportError
 from apqkit.formats import NumberFormat
-from apqkit.quant.integer import integer_step
+from apqkit.quant.carriers import carrier_bits, value_step
 
-__all__ = ["OPSET", "GraphParts", "carrier_zero", "lower_activation", "lower_bias", "lower_weight"]
+__all__ = [
+    "OPSET",
+    "Carrier",
+    "GraphParts",
+    "carrier_zero",
+    "check_carrier",
+    "lower_activation",
+    "lower_bias",
+    "lower_weight",
+]
 
 OPSET = 21
-"""The ONNX operator set of every model that is written."""
+"""The ONNX operator set of a model, unless what it holds needs a later one."""
 
+Carrier = Literal["int8", "packed"]
+"""How weights under 8 bits are stored: as int8, which kernels read, or in as few bits as go."""
+
+_SMALLEST_SCALE = 1e-8
 _FLOAT8 = {"fp8_e4m3": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
-_FP4 = "fp4_e2m1"
+_FLOAT8_OPSET, _BLOCKED_OPSET, _WIDE_OPSET = 19, 21, 21
+_PACKED = {2: (TensorProto.INT2, 25), 4: (TensorProto.INT4, 21)}
+"""Packed types by bits, with the first operator set that has them."""
 
 
 @dataclass(frozen=True)
 class GraphParts:
-    """Nodes and constants that are being collected for a graph."""
+    """Nodes and constants that are being collected for a graph.
+
+    Attributes:
+        nodes: In order of execution.
+        constants: Stored tensors.
+        needs: The least operator set that each kind of thing in use asks for.
+    """
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
+    needs: dict[str, int] = field(default_factory=dict)
 
     def node(
         self,
@@ -43,7 +66,7 @@ class GraphParts:
         output: str,
         attributes: Mapping[str, Any] | None = None,
     ) -> str:
-        """Adds a node named after its output and returns that name."""
+        """Adds a node with one output and returns the name of that."""
         node = helper.make_node(op, list(inputs), [output], name=output, **(attributes or {}))
         self.nodes.append(node)
         return output
@@ -60,13 +83,34 @@ class GraphParts:
         return name
 
 
-def carrier_zero(*, signed: bool) -> np.uint8:
-    """Returns the code that stands for 0 in the unsigned 8-bit carrier of integer activations."""
-    return np.uint8(128 if signed else 0)
+def check_carrier(carrier: str) -> None:
+    """Raises if a word is no carrier.
+
+    Raises:
+        ExportError: It is not.
+    """
+    if carrier not in get_args(Carrier):
+        raise ExportError(f"carrier must be {' or '.join(get_args(Carrier))}, got {carrier!r}")
+
+
+def carrier_zero(*, signed: bool, bits: int = 8) -> np.uint8 | np.uint16:
+    """Returns the code that stands for 0 in the unsigned carrier of integer activations.
+
+    Args:
+        signed: Whether the integers are.
+        bits: Of the carrier, 8 or 16.
+    """
+    code = 2 ** (bits - 1) if signed else 0
+    return np.uint8(code) if bits == 8 else np.uint16(code)
 
 
 def lower_activation(
-    parts: GraphParts, source: str, target: str, number_format: NumberFormat, scale: float
+    parts: GraphParts,
+    source: str,
+    target: str,
+    number_format: NumberFormat,
+    scale: float | None,
+    zero_point: int = 0,
 ) -> None:
     """Adds the nodes that read ``source`` and write its quantized form to ``target``.
 
@@ -75,26 +119,25 @@ def lower_activation(
         source: Name of the fp32 tensor.
         target: Name of the fp32 tensor that holds quantized values.
         number_format: A format other than fp32, of the right sign.
-        scale: Frozen, positive.
+        scale: Frozen, positive; None finds one for every row along the last axis as it comes.
+        zero_point: Level that stands for 0.
 
     Raises:
         ExportError: The format has no ONNX form.
     """
-    step = parts.constant(f"{target}.scale", np.float32(scale))
-    if number_format.name == _FP4:
-        _lower_fp4_activation(parts, source, target, step)
-        return
-    if number_format.name in _FLOAT8:
-        data_type = _FLOAT8[number_format.name]
-        zero = parts.typed_constant(f"{target}.zero", np.zeros((), np.float32), data_type)
-    elif number_format.family == "int" and number_format.bits <= 8:
-        zero = parts.constant(f"{target}.zero", carrier_zero(signed=number_format.signed))
+    if number_format.name == "bf16":
+        half = parts.node("Cast", [source], f"{target}.code", {"to": TensorProto.BFLOAT16})
+        parts.node("Cast", [half], target, {"to": TensorProto.FLOAT})
+    elif not number_format.is_scaled:
+        raise ExportError(_no_form("activations", number_format))
+    elif scale is None:
+        step = _token_scale(parts, source, target, number_format)
+        _round_by_nodes(parts, source, target, number_format, step)
+    elif number_format.family == "float" and number_format.name not in _FLOAT8:
+        step = parts.constant(f"{target}.scale", np.float32(scale))
+        _round_by_nodes(parts, source, target, number_format, step)
     else:
-        raise ExportError(f"activations in {number_format.name} have no ONNX form")
-    code = parts.node("QuantizeLinear", [source, step, zero], f"{target}.code")
-    if number_format.family == "int" and number_format.bits < 8:
-        code = _clip_levels(parts, code, target, number_format)
-    parts.node("DequantizeLinear", [code, step, zero], target)
+        _quantize_and_back(parts, source, target, number_format, scale, zero_point)
 
 
 def lower_weight(
@@ -103,6 +146,9 @@ def lower_weight(
     number_format: NumberFormat,
     values: NDArray[np.float32],
     scale: NDArray[np.float32],
+    *,
+    group_size: int | None = None,
+    carrier: Carrier = "int8",
 ) -> None:
     """Adds a stored weight and the node that writes its fp32 values to ``target``.
 
@@ -111,25 +157,58 @@ def lower_weight(
         target: Name of the fp32 tensor.
         number_format: A format other than fp32.
         values: Weights as the format holds them, output channels first.
-        scale: (channels,).
+        scale: (channels,); with groups the weight's shape with groups for input channels.
+        group_size: Input channels that share a scale, or None.
+        carrier: How integers of at most 4 bits are stored; both carriers give the same numbers.
 
     Raises:
         ExportError: The format has no ONNX form.
     """
-    levels = values / scale.reshape(-1, *[1] * (values.ndim - 1))
+    if number_format.name == "bf16":
+        code = parts.typed_constant(f"{target}.code", values, TensorProto.BFLOAT16)
+        parts.node("Cast", [code], target, {"to": TensorProto.FLOAT})
+        return
+    attributes = {"axis": 0}
+    spread = scale.reshape(-1, *[1] * (values.ndim - 1)) if group_size is None else scale
+    if group_size is not None:
+        parts.needs[f"groups of {group_size} weights"] = _BLOCKED_OPSET
+        attributes = {"axis": 1, "block_size": group_size}
+        spread = np.repeat(scale, group_size, axis=1)[:, : values.shape[1]]
+    unit = value_step(number_format)
+    if unit is None:
+        raise ExportError(_no_form("weights", number_format))
+    levels = values / spread
     if number_format.name in _FLOAT8:
-        data_type = _FLOAT8[number_format.name]
-        code = parts.typed_constant(f"{target}.code", levels, data_type)
-        zero = parts.typed_constant(f"{target}.zero", np.zeros(len(scale), np.float32), data_type)
+        parts.needs[f"{number_format.name} weights"] = _FLOAT8_OPSET
+        code = parts.typed_constant(f"{target}.code", levels, _FLOAT8[number_format.name])
     else:
-        unit = integer_step(number_format)
-        if unit is None:
-            raise ExportError(f"weights in {number_format.name} have no ONNX form")
+        code = _integer_code(parts, target, number_format, np.rint(levels / unit), carrier)
         scale = (scale * unit).astype(np.float32)
-        code = parts.constant(f"{target}.code", np.rint(levels / unit).astype(np.int8))
-        zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int8))
     step = parts.constant(f"{target}.scale", scale)
-    parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
+    stored = parts.constants[-2].data_type
+    # Integer kernels are fused only where zero points are spelled out.
+    zero = parts.typed_constant(f"{target}.zero", np.zeros(scale.shape, np.float32), stored)
+    parts.node("DequantizeLinear", [code, step, zero], target, attributes)
+
+
+def _integer_code(
+    parts: GraphParts,
+    target: str,
+    number_format: NumberFormat,
+    levels: NDArray[np.float32],
+    carrier: Carrier,
+) -> str:
+    bits = carrier_bits(number_format)
+    if bits is None:
+        raise ExportError(_no_form("weights", number_format))
+    if bits == 16:
+        parts.needs[f"{number_format.name} weights"] = _WIDE_OPSET
+        return parts.constant(f"{target}.code", levels.astype(np.int16))
+    packed = next((b for b in _PACKED if number_format.bits <= b), None)
+    if carrier == "packed" and number_format.family == "int" and packed is not None:
+        data_type, parts.needs[f"packed {number_format.name} weights"] = _PACKED[packed]
+        return parts.typed_constant(f"{target}.code", levels, data_type)
+    return parts.constant(f"{target}.code", levels.astype(np.int8))
 
 
 def lower_bias(
@@ -152,39 +231,93 @@ def lower_bias(
     parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
 
 
-def _clip_levels(parts: GraphParts, code: str, target: str, number_format: NumberFormat) -> str:
-    """Keeps 8-bit codes to the levels of a narrower integer.
+def _quantize_and_back(
+    parts: GraphParts,
+    source: str,
+    target: str,
+    number_format: NumberFormat,
+    scale: float,
+    zero_point: int,
+) -> None:
+    step = parts.constant(f"{target}.scale", np.float32(scale))
+    if number_format.name in _FLOAT8:
+        parts.needs[f"{number_format.name} activations"] = _FLOAT8_OPSET
+        data_type = _FLOAT8[number_format.name]
+        zero = parts.typed_constant(f"{target}.zero", np.zeros((), np.float32), data_type)
+        code = parts.node("QuantizeLinear", [source, step, zero], f"{target}.code")
+        parts.node("DequantizeLinear", [code, step, zero], target)
+        return
+    bits = carrier_bits(number_format)
+    assert bits is not None
+    if bits == 16:
+        parts.needs[f"{number_format.name} activations"] = _WIDE_OPSET
+    middle = carrier_zero(signed=number_format.signed, bits=bits)
+    kind = type(middle)
+    zero = parts.constant(f"{target}.zero", kind(int(middle) + zero_point))
+    code = parts.node("QuantizeLinear", [source, step, zero], f"{target}.code")
+    if number_format.bits < bits:
+        # A Clip of codes lets the runtime fuse the layer before it into an integer kernel; one of
+        # fp32 values would not.
+        low = parts.constant(f"{target}.low", kind(int(middle) + number_format.lowest_level))
+        high = parts.constant(f"{target}.high", kind(int(middle) + number_format.highest_level))
+        code = parts.node("Clip", [code, low, high], f"{target}.clipped")
+    parts.node("DequantizeLinear", [code, step, zero], target)
 
-    A Clip of codes lets the runtime fuse the layer before it into an integer kernel; one of fp32
-    values would not.
+
+def _token_scale(parts: GraphParts, source: str, target: str, number_format: NumberFormat) -> str:
+    """Adds nodes that find a scale for every row along the last axis."""
+    axis = parts.constant(f"{target}.axis", np.array([-1], np.int64))
+    largest = parts.constant(f"{target}.max", np.float32(number_format.max_value))
+    least = parts.constant(f"{target}.least", np.float32(_SMALLEST_SCALE))
+    magnitude = parts.node("Abs", [source], f"{target}.magnitude")
+    reach = parts.node("ReduceMax", [magnitude, axis], f"{target}.reach", {"keepdims": 1})
+    parts.needs["per-token scales"] = 18
+    ideal = parts.node("Div", [reach, largest], f"{target}.ideal")
+    return parts.node("Max", [ideal, least], f"{target}.scale")
+
+
+def _round_by_nodes(
+    parts: GraphParts, source: str, target: str, number_format: NumberFormat, step: str
+) -> None:
+    """Rounds to the values of a format, ties to even, and saturates.
+
+    Steps of a minifloat double with every power of two from its smallest normal value on: fp4 has
+    steps of 1/2 below 2, 1 below 4, else 2.
     """
-    zero = int(carrier_zero(signed=number_format.signed))
-    low = parts.constant(f"{target}.low", np.uint8(zero + number_format.lowest_level))
-    high = parts.constant(f"{target}.high", np.uint8(zero + number_format.highest_level))
-    return parts.node("Clip", [code, low, high], f"{target}.clipped")
-
-
-def _lower_fp4_activation(parts: GraphParts, source: str, target: str, step: str) -> None:
-    """Rounds to 0 .5 1 1.5 2 3 4 6 with ties to even: steps of 1/2 below 2, 1 below 4, else 2."""
 
     def constant(name: str, value: float) -> str:
         return parts.constant(f"{target}.{name}", np.float32(value))
 
-    half, two, four, six = (constant(n, v) for n, v in zip("htfs", (0.5, 2, 4, 6), strict=True))
     scaled = parts.node("Div", [source, step], f"{target}.scaled")
+    if number_format.family == "int":
+        whole = parts.node("Round", [scaled], f"{target}.whole")
+        ends = [
+            constant("low", number_format.lowest_level),
+            constant("high", number_format.highest_level),
+        ]
+        level = parts.node("Clip", [whole, *ends], f"{target}.level")
+        parts.node("Mul", [level, step], target)
+        return
     sign = parts.node("Sign", [scaled], f"{target}.sign")
     magnitude = parts.node("Abs", [scaled], f"{target}.abs")
-    capped = parts.node("Min", [magnitude, six], f"{target}.capped")
-    doubled = parts.node("Mul", [capped, two], f"{target}.doubled")
-    halved = parts.node("Mul", [capped, half], f"{target}.halved")
-    fine = parts.node("Round", [doubled], f"{target}.fine_level")
-    fine = parts.node("Mul", [fine, half], f"{target}.fine")
-    middle = parts.node("Round", [capped], f"{target}.middle")
-    coarse = parts.node("Round", [halved], f"{target}.coarse_level")
-    coarse = parts.node("Mul", [coarse, two], f"{target}.coarse")
-    below_four = parts.node("Less", [capped, four], f"{target}.below_four")
-    below_two = parts.node("Less", [capped, two], f"{target}.below_two")
-    upper = parts.node("Where", [below_four, middle, coarse], f"{target}.upper")
-    level = parts.node("Where", [below_two, fine, upper], f"{target}.level")
+    capped = parts.node(
+        "Min", [magnitude, constant("top", number_format.max_value)], f"{target}.capped"
+    )
+    lowest = number_format.min_exponent
+    unit = constant("unit", 2.0 ** (lowest - number_format.mantissa_bits))
+    for exponent in range(lowest + 1, int(np.frexp(number_format.max_value)[1])):
+        edge = constant(f"edge{exponent}", 2.0**exponent)
+        above = parts.node("GreaterOrEqual", [capped, edge], f"{target}.above{exponent}")
+        wider = constant(f"unit{exponent}", 2.0 ** (exponent - number_format.mantissa_bits))
+        unit = parts.node("Where", [above, wider, unit], f"{target}.unit_to{exponent}")
+    units = parts.node("Div", [capped, unit], f"{target}.units")
+    whole = parts.node("Round", [units], f"{target}.whole")
+    level = parts.node("Mul", [whole, unit], f"{target}.level")
     signed = parts.node("Mul", [level, sign], f"{target}.signed")
     parts.node("Mul", [signed, step], target)
+
+
+def _no_form(what: str, number_format: NumberFormat) -> str:
+    why = "blocks with scales of their own are emulated in torch only"
+    reason = f": {why}" if number_format.block_size else ""
+    return f"{what} in {number_format.name} have no ONNX form{reason}"

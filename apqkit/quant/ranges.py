@@ -10,7 +10,13 @@ from torch import Tensor
 
 from apqkit.formats import NumberFormat
 
-__all__ = ["activation_scale", "weight_scale"]
+__all__ = [
+    "SMALLEST_SCALE",
+    "activation_scale",
+    "clip_multiple",
+    "params_of_range",
+    "weight_scale",
+]
 
 # Multiples of the root mean square, by bits, chosen on digits. On a Gaussian (rectified if
 # unsigned) their error exceeds that of the best multiple by at most 1 % for int2 to int4, uint4,
@@ -19,7 +25,8 @@ _SIGNED_CLIP = {2: 1.22, 3: 1.95, 4: 2.6, 5: 3.3, 6: 4.0}
 _UNSIGNED_CLIP = {2: 2.28, 3: 3.1, 4: 4.0, 5: 4.8, 6: 5.6}
 _FP4_SIGNED_CLIP = 3.0
 _FP4_UNSIGNED_CLIP = 4.5
-_SMALLEST_SCALE = 1e-8  # an all-zero tensor must not divide by zero
+SMALLEST_SCALE = 1e-8
+"""The least scale: an all-zero tensor must not divide by zero."""
 
 
 def weight_scale(weight: Tensor, number_format: NumberFormat) -> Tensor:
@@ -34,11 +41,11 @@ def weight_scale(weight: Tensor, number_format: NumberFormat) -> Tensor:
     """
     axes = tuple(range(1, weight.dim()))
     largest = weight.abs().amax(dim=axes, keepdim=True)
-    clip = _clip_multiple(number_format, signed=True)
+    clip = clip_multiple(number_format, signed=True)
     if clip is not None:
         rms = weight.square().mean(dim=axes, keepdim=True).sqrt()
         largest = torch.minimum(largest, clip * rms)
-    return (largest / number_format.max_value).clamp(min=_SMALLEST_SCALE)
+    return (largest / number_format.max_value).clamp(min=SMALLEST_SCALE)
 
 
 def activation_scale(x: Tensor, number_format: NumberFormat, *, signed: bool) -> Tensor:
@@ -53,14 +60,48 @@ def activation_scale(x: Tensor, number_format: NumberFormat, *, signed: bool) ->
         Tensor of shape ().
     """
     largest = torch.maximum(x.amax(), -x.amin()) if signed else x.amax()
-    clip = _clip_multiple(number_format, signed=signed)
+    clip = clip_multiple(number_format, signed=signed)
     if clip is not None:
         rms = torch.linalg.vector_norm(x) / x.numel() ** 0.5
         largest = torch.minimum(largest, clip * rms)
-    return (largest / number_format.max_value).clamp(min=_SMALLEST_SCALE)
+    return (largest / number_format.max_value).clamp(min=SMALLEST_SCALE)
 
 
-def _clip_multiple(number_format: NumberFormat, *, signed: bool) -> float | None:
+def params_of_range(
+    low: Tensor,
+    high: Tensor,
+    number_format: NumberFormat,
+    *,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns scales and zero points by which a format just holds ranges.
+
+    Symmetric: the largest magnitude is the format's largest value, and 0 stands for 0. Affine,
+    integers only: lowest and highest level are the ends of the range, which is stretched to 0, so
+    that a level stands for 0 exactly.
+
+    Args:
+        low: (r,) lowest values.
+        high: (r,) highest values; negative values count for nothing in an unsigned format.
+        number_format: A format with scales.
+        symmetric: Which of the two.
+
+    Returns:
+        (r,) scales, at least 1e-8, and (r,) zero points.
+    """
+    if symmetric:
+        largest = torch.maximum(high, -low) if number_format.signed else high
+        scale = (largest / number_format.max_value).clamp(min=SMALLEST_SCALE)
+        return scale, torch.zeros_like(scale)
+    lowest, highest = number_format.lowest_level, number_format.highest_level
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    steps = highest - lowest
+    scale = (high / steps - low / steps).clamp(min=SMALLEST_SCALE)
+    return scale, (lowest - torch.round(low / scale)).clamp(lowest, highest)
+
+
+def clip_multiple(number_format: NumberFormat, *, signed: bool) -> float | None:
+    """Returns how many root mean squares the range may reach; None where it has no such limit."""
     if number_format.family == "int":
         return (_SIGNED_CLIP if signed else _UNSIGNED_CLIP).get(number_format.bits)
     if number_format.bits == 4:

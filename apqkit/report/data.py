@@ -51,7 +51,7 @@ class ReportData:
         totals: Costs of the largest and smallest network with one format throughout.
         views: Chosen candidates layer by layer.
         stage_seconds: Time of each finished stage.
-        exports: Check of each exported member, by key.
+        exports: Check of each exported model, with the member's key.
         finetuned: Result of each finetuned member.
         facts: Versions, seeds, device and the like.
         notes: What a reader must know about the figures.
@@ -72,7 +72,7 @@ class ReportData:
     totals: pd.DataFrame
     views: Sequence[LayerView]
     stage_seconds: Mapping[str, float]
-    exports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    exports: Sequence[Mapping[str, Any]] = ()
     finetuned: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -165,19 +165,28 @@ def _scores(kind: str, scores: Mapping[str, Any]) -> str:
 def _exports(data: ReportData) -> str:
     rows = [
         {
-            "key": key,
+            "key": check["key"],
+            "weights stored": check["carrier"],
             "file (KiB)": check["file_kib"],
             "torch accuracy": f"{check['torch_accuracy']:.4f}",
             "ONNX accuracy": f"{check['optimised']['accuracy']:.4f}",
             "other class, unoptimised": check["unoptimised"]["images_with_other_class"],
             "other class, optimised": check["optimised"]["images_with_other_class"],
+            "of these beyond a step": check["optimised"]["beyond_one_step"],
             "largest difference": f"{check['unoptimised']['largest_difference']:.4g}",
             "images": f"{check['images']} ({check['split']})",
+            "latency (ms)": _latency(check["latency"]),
+            "same network in fp32 (ms)": _latency(check["reference_latency"]),
             "note": check["note"],
         }
-        for key, check in data.exports.items()
+        for check in data.exports
     ]
     return _table(pd.DataFrame(rows)) if rows else "<p>None yet.</p>"
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    low, high = found["p10_ms"], found["p90_ms"]
+    return f"{found['median_ms']:.3f} ({low:.3f} to {high:.3f}), batch {found['batch']}"
 
 
 def _finetuned(data: ReportData) -> str:

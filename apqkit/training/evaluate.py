@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apqkit.data import ImageSet
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.types import BoolArray, Layer, Supernet
 
 __all__ = ["accuracy_parts", "calibrated_subnet", "evaluate"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from apqkit.config import DataConfig
 from apqkit.data.images import ImageSet, augment
-from apqkit.errors import RunError, TrainingError
+from apqkit.errors import CalibrationError, RunError, TrainingError
 from apqkit.training.checkpoint import (
     load_tensors,
     load_weights,
@@ -131,7 +132,8 @@ def train(
             for step, (batch, labels) in enumerate(batches):
                 _set_rate(optimizer, recipe, number * steps + step, recipe.epochs * steps)
                 optimizer.zero_grad()
-                losses.append(accumulate(batch.to(device), labels.to(device), step))
+                with _divergence_named(recipe, number):
+                    losses.append(accumulate(batch.to(device), labels.to(device), step))
                 norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 _check_finite(losses[-1], norm.item(), recipe, number)
                 optimizer.step()
@@ -161,14 +163,27 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
         group["lr"] = recipe.learning_rate * share
 
 
+@contextmanager
+def _divergence_named(recipe: Recipe, epoch: int) -> Iterator[None]:
+    """Says what to change where a quantizer meets values that are not finite."""
+    try:
+        yield
+    except CalibrationError as fault:
+        raise TrainingError(f"{fault}, {_where(recipe, epoch)}") from None
+
+
+def _where(recipe: Recipe, epoch: int) -> str:
+    return (
+        f"in epoch {epoch + 1} of phase {recipe.phase}: "
+        f"lower {recipe.rate_key} or supernet.clip_norm"
+    )
+
+
 def _check_finite(losses: dict[str, float], norm: float, recipe: Recipe, epoch: int) -> None:
     figures = {f"{name} loss": value for name, value in losses.items()}
     for name, value in {**figures, "norm of the gradient": norm}.items():
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value} in epoch {epoch + 1} of phase {recipe.phase}: "
-                f"lower {recipe.rate_key} or supernet.clip_norm"
-            )
+            raise TrainingError(f"the {name} is {value} {_where(recipe, epoch)}")
 
 
 def _means(losses: list[dict[str, float]]) -> dict[str, float]:

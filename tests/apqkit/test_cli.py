@@ -98,8 +98,10 @@ def test_a_search_lands_in_runs_by_default(told, capsys, tmp_path, monkeypatch):
 
 def test_an_export_prints_the_path_of_the_model(told, capsys, tmp_path):
     assert _run(["export", str(tmp_path), "--pick", "k"]) == 0
-    assert told == [("export_pick", (tmp_path, "k"), {})]
+    assert told == [("export_pick", (tmp_path, "k"), {"carrier": None})]
     assert capsys.readouterr().out == "runs/a/export/k/model.onnx\n"
+    assert _run(["export", str(tmp_path), "--carrier", "packed"]) == 0
+    assert told[1:] == [("export_pick", (tmp_path, "knee"), {"carrier": "packed"})]
 
 
 def test_a_report_prints_the_path_of_the_page(told, capsys, tmp_path):

@@ -13,7 +13,7 @@ from apqkit.prediction import (
     fit_mixed,
     score_rows,
 )
-from apqkit.quant.fake_quantize import gaussian_noise
+from apqkit.quant.noise import gaussian_noise
 from apqkit.spaces import build_space
 from apqkit.spaces.draws import draw_hierarchical, draw_uniform
 

@@ -172,7 +172,7 @@ def test_a_new_run_says_what_made_it(tmp_path):
         run.describe({"seed": 3})
         run.describe({"device": "host"})
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["versions"]["python"] == platform.python_version()
     for name in ("torch", "numpy", "scikit-learn", "optuna"):
         assert manifest["versions"][name] == metadata.version(name)
@@ -265,7 +265,7 @@ def test_a_file_system_without_locks_is_named(path, monkeypatch):
 def manifest_with(**changed):
     record = {"inputs": {}, "status": "done", "seconds": 1.0, "files": {}}
     return {
-        "schema": 1,
+        "schema": 2,
         "facts": {},
         "versions": {},
         "machine": {},
@@ -277,18 +277,18 @@ def manifest_with(**changed):
     "content",
     [
         b"",
-        b'{"schema": 1, "sta',
+        b'{"schema": 2, "sta',
         b"\xff\xfe",
         b"[]",
         b"5",
         b"{}",
-        b'{"schema": 1}',
-        b'{"schema": 1, "facts": {}, "stages": []}',
-        b'{"schema": 1, "facts": 5, "stages": {}}',
-        b'{"schema": 1, "facts": {}, "stages": {}, "versions": {}}',
-        b'{"schema": 1, "facts": {}, "stages": {}, "machine": {}}',
-        b'{"schema": 1, "facts": {}, "stages": {"cost": 5}}',
-        b'{"schema": 1, "facts": {}, "stages": {"cost": {}}}',
+        b'{"schema": 2}',
+        b'{"schema": 2, "facts": {}, "stages": []}',
+        b'{"schema": 2, "facts": 5, "stages": {}}',
+        b'{"schema": 2, "facts": {}, "stages": {}, "versions": {}}',
+        b'{"schema": 2, "facts": {}, "stages": {}, "machine": {}}',
+        b'{"schema": 2, "facts": {}, "stages": {"cost": 5}}',
+        b'{"schema": 2, "facts": {}, "stages": {"cost": {}}}',
         json.dumps(manifest_with(status="finished")).encode(),
         json.dumps(manifest_with(inputs=[1])).encode(),
         json.dumps(manifest_with(seconds="long")).encode(),
@@ -315,11 +315,11 @@ def test_a_manifest_that_is_a_directory_is_damaged(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("schema", "shown"), [(2, "2"), ("a", "'a'")])
+@pytest.mark.parametrize(("schema", "shown"), [(1, "1"), (3, "3"), ("a", "'a'")])
 def test_a_manifest_of_another_schema_is_refused(tmp_path, schema, shown):
     write_json(tmp_path / "manifest.json", {**manifest_with(), "schema": schema, "stages": 5})
     assert refusal(tmp_path) == (
-        f"{tmp_path / 'manifest.json'} has schema {shown}, this version reads 1: use another --out"
+        f"{tmp_path / 'manifest.json'} has schema {shown}, this version reads 2: use another --out"
     )
 
 

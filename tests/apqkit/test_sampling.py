@@ -13,7 +13,7 @@ from apqkit.config import load_config
 from apqkit.cost import NetworkCost
 from apqkit.data import load_splits
 from apqkit.errors import RunError
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.sampling import (
     SubnetMeasurer,
     collect_samples,

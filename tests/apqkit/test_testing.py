@@ -9,8 +9,8 @@ from apqkit.config import SpaceConfig
 from apqkit.cost import BitFusionCost, NetworkCost
 from apqkit.cost.bitfusion import BITFUSION_ARRAYS
 from apqkit.formats import FORMATS, NumberFormat
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.fake_quantize import fake_quantize
+from apqkit.quant.calibration import calibrate
+from apqkit.quant.quantize import fake_quantize
 from apqkit.search.strategies import STRATEGIES, Proposal
 from apqkit.spaces.draws import draw_uniform
 from apqkit.spaces.mobilenet import MobileNetOptions, MobileNetSpace, StageOptions
@@ -237,7 +237,7 @@ def too_fine(x, number_format, *, scale):
         (shrunk, "int4: quantizing twice changes values"),
         (falling, "int4: quantizing twice changes values"),
         (without_zero, "int4: zero becomes 0.25"),
-        (without_nan, "int4: NaN becomes 0.0"),
+        (without_nan, "int4: nan is not refused"),
         (too_fine, "int4: the largest value is 0.875, not 1.75"),
     ],
 )

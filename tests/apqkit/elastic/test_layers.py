@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from apqkit.elastic.layers import ELASTIC_UNITS, input_quantizers, weight_format_of
 from apqkit.errors import FormatError
 from apqkit.formats import format_named
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.fake_quantize import quantize_weight
+from apqkit.quant.calibration import calibrate
 from apqkit.quant.layers import QuantAdd, QuantConv, QuantGlobalPool, QuantLinear, QuantPool
+from apqkit.quant.weights import quantize_weight
 from apqkit.types import OPS, Layer
 
 CONV = Layer(

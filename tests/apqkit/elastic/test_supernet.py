@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from apqkit.elastic.supernet import ElasticSupernet
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.spaces.base import largest_picks, smallest_picks
 
 

@@ -3,7 +3,7 @@ import torch
 
 from apqkit.config import DataConfig, SpaceConfig
 from apqkit.data import load_splits
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.spaces.base import largest_picks
 from apqkit.spaces.mobilenet import MobileNetOptions, MobileNetSpace, StageOptions
 

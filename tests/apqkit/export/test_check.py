@@ -7,7 +7,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
 
 from apqkit.data import ImageSet
 from apqkit.errors import ExportError
-from apqkit.export.check import FLOAT8_NOTE, check_model, onnx_logits, time_models
+from apqkit.export.check import FLOAT8_NOTE, check_model, onnx_logits, output_step, time_models
 from apqkit.export.onnx_model import export_onnx
 
 SHAPE = (1, 8, 8)
@@ -43,7 +43,10 @@ def test_reports_what_an_independent_count_finds(exported, splits):
             "accuracy": np.mean(classes == images.labels),
             "largest_difference": pytest.approx(np.abs(found - expected).max(), rel=1e-6),
             "images_with_other_class": int((classes != expected.argmax(axis=1)).sum()),
+            "beyond_one_step": 0,
         }
+    assert set(report["latency"]) == {"median_ms", "p10_ms", "p90_ms", "runs", "note", "batch"}
+    assert "reference_latency" not in report
 
 
 def test_counts_the_types_of_constants(exported, splits):
@@ -59,6 +62,31 @@ def test_sees_a_model_that_is_not_the_one_exported(exported, frozen, splits):
     report = check_model(path, frozen("int2", "int3"), splits.validation)
     assert report["unoptimised"]["images_with_other_class"] > 30
     assert report["unoptimised"]["largest_difference"] > 0.5
+
+
+def test_differences_that_no_tie_explains_are_counted(exported, frozen, splits):
+    model, path = exported["int8"]
+    last = model.units["classifier"]
+    step = float(last.quantizer().scale) * float(last.frozen_weight.abs().max())
+    assert output_step(model) == pytest.approx(step)
+    assert output_step(frozen("fp32", "fp32")) == 0.0
+    other = frozen("int2", "int3")
+    found = check_model(path, other, splits.validation)["unoptimised"]
+    with torch.no_grad():
+        expected = np.sort(other(splits.validation.images()).numpy(), axis=1)
+    close = expected[:, -1] - expected[:, -2] <= output_step(other)
+    assert 0 < found["beyond_one_step"] < found["images_with_other_class"]
+    assert found["images_with_other_class"] - found["beyond_one_step"] <= close.sum()
+
+
+def test_a_reference_is_timed_in_turn(exported, splits):
+    model, path = exported["int8"]
+    report = check_model(
+        path, model, splits.validation, reference=exported["fp8_e4m3"][1], batch=3
+    )
+    assert report["latency"]["batch"] == report["reference_latency"]["batch"] == 3
+    assert report["reference_latency"]["note"] == "fp8 emulated"
+    assert 0 < report["latency"]["p10_ms"] <= report["latency"]["median_ms"]
 
 
 def test_fp8_is_loaded_so_that_optimisation_changes_nothing(exported, splits):

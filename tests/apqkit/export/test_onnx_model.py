@@ -10,13 +10,21 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 import apqkit.export.onnx_model as onnx_model_module
-import apqkit.quant.layers as layers_module
+import apqkit.quant.activations as activations_module
+import apqkit.quant.weights as weights_module
 from apqkit.errors import CalibrationError, ExportError
 from apqkit.export.check import onnx_logits
 from apqkit.export.onnx_model import INPUT_NAME, OUTPUT_NAME, export_onnx, onnx_model
-from apqkit.formats import NumberFormat, format_named
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.layers import ActivationQuantizer, QuantAdd, QuantConv, QuantLinear
+from apqkit.formats import format_named
+from apqkit.quant.activations import ActivationQuantizer
+from apqkit.quant.calibration import calibrate
+from apqkit.quant.layers import (
+    BatchNorm,
+    QuantAdd,
+    QuantConv,
+    QuantLinear,
+    square_geometry,
+)
 from apqkit.quant.onnx_marker import MARKER_DOMAIN
 from apqkit.quant.qdq import OPSET
 from apqkit.quant.ranges import activation_scale, weight_scale
@@ -43,8 +51,8 @@ def exact_scales(monkeypatch):
     def rounded_up(rule):
         return lambda *args, **kwargs: torch.exp2(torch.log2(rule(*args, **kwargs)).ceil())
 
-    monkeypatch.setattr(layers_module, "weight_scale", rounded_up(weight_scale))
-    monkeypatch.setattr(layers_module, "activation_scale", rounded_up(activation_scale))
+    monkeypatch.setattr(weights_module, "weight_scale", rounded_up(weight_scale))
+    monkeypatch.setattr(activations_module, "activation_scale", rounded_up(activation_scale))
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +253,9 @@ def tiny(number_format="int8", *, name="c", weight_format=None):
     source = ActivationQuantizer(number_format, signed=False, name=f"{name}.input")
     weight = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     return QuantConv(
-        source, weight, (torch.ones(3), torch.zeros(3)),
+        source, weight, BatchNorm(torch.ones(3), torch.zeros(3)),
         weight_format=weight_format or format_named("int8"),
-        stride=1, groups=1, relu=True, name=name,
+        geometry=square_geometry(3, 1, 1), relu=True, name=name,
     )  # fmt: skip
 
 
@@ -281,15 +289,18 @@ def test_two_modules_of_one_name_are_refused(kind):
 
 
 def test_a_format_without_an_onnx_form_is_refused(tmp_path):
-    e3m4 = NumberFormat("fp8_e3m4", "float", 8, exponent_bits=3, max_value=15.5)
-    for model, text in (
-        (tiny(e3m4), "activations in fp8_e3m4 have no ONNX form"),
-        (tiny(format_named("int8"), weight_format=e3m4), "weights in fp8_e3m4 have no ONNX form"),
+    blocks, why = (
+        format_named("mxfp4_e2m1"),
+        "blocks with scales of their own are emulated in torch only",
+    )
+    for model, what in (
+        (tiny(blocks), "activations"),
+        (tiny(format_named("int8"), weight_format=blocks), "weights"),
     ):
         calibrate(model, torch.rand(4, *SHAPE))
         with pytest.raises(ExportError) as caught:
             export_onnx(model, SHAPE, tmp_path / "m.onnx", {})
-        assert str(caught.value) == text
+        assert str(caught.value) == f"{what} in mxfp4_e2m1 have no ONNX form: {why}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,13 +2,14 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import optuna
 import pandas as pd
 import pytest
 
 import apqkit
 from apqkit.config import load_config
-from apqkit.errors import ConfigError, LimitError, RunError, UnknownNameError
+from apqkit.errors import ConfigError, ExportError, LimitError, RunError, UnknownNameError
 from apqkit.pipeline import STAGES, run_stages, supernet_stage
 
 STAGE_FILES = {
@@ -291,6 +292,42 @@ def test_any_member_can_be_exported_later(copied_run, front):
     path = apqkit.export_pick(copied_run, key)
     assert path == copied_run / "export" / key / "model.onnx"
     assert json.loads((path.parent / "check.json").read_text())["images"] == 240
+
+
+def test_a_packed_export_stands_beside_the_fast_one_and_computes_the_same(copied_run, front):
+    fast = apqkit.export_pick(copied_run, "knee")
+    small = apqkit.export_pick(copied_run, "knee", carrier="packed")
+    assert small == copied_run / "export" / front.knee_key / "model_packed.onnx"
+    checks = [
+        json.loads((small.parent / name).read_text())
+        for name in ("check.json", "check_packed.json")
+    ]
+    assert [each["carrier"] for each in checks] == ["int8", "packed"]
+    assert checks[0]["unoptimised"] == checks[1]["unoptimised"]
+    assert fast.exists()
+    with pytest.raises(ExportError) as caught:
+        apqkit.export_pick(copied_run, "knee", carrier="int4")
+    assert str(caught.value) == "carrier must be int8 or packed, got 'int4'"
+
+
+def test_an_exported_file_says_what_it_holds(front, smoke_run):
+    model = onnx.load(smoke_run[0] / "export" / front.knee_key / "model.onnx")
+    held = {each.key: each.value for each in model.metadata_props}
+    assert json.loads(held["candidate"]) == front.knee().candidates[0]
+    assert json.loads(held["class_names"]) == [str(digit) for digit in range(10)]
+    assert json.loads(held["versions"])["apqkit"] == apqkit.__version__
+    assert {"torch", "onnx", "python"} <= set(json.loads(held["versions"]))
+    assert held["carrier"] == "int8"
+    assert held["input"] == "fp32 pixels in 0..1, (batch, 1, 8, 8)"
+    assert held["normalisation"] == "none beyond 0..1: the first layer takes pixels as they are"
+    assert set(json.loads(held["formats"])) >= {"stem", "classifier"}
+
+
+def test_an_export_is_timed_in_turn_with_its_fp32_twin(front, smoke_run):
+    check = json.loads((smoke_run[0] / "export" / front.knee_key / "check.json").read_text())
+    for name in ("latency", "reference_latency"):
+        assert 0 < check[name]["p10_ms"] <= check[name]["median_ms"] <= check[name]["p90_ms"]
+        assert check[name]["batch"] == load_config("smoke").cost.batch
 
 
 def test_adding_to_a_finished_run_does_not_spoil_it(copied_run):

@@ -67,7 +67,8 @@ def test_the_rest_is_what_the_stages_wrote(context, data):
     for kind in ("fp32", "mixed"):
         lines = (context.run.path / "samples" / f"{kind}.jsonl").read_text().splitlines()
         assert data.samples[kind].tolist() == [json.loads(line)["accuracy"] for line in lines]
-    assert set(data.exports) == {data.front.knee_key}
+    knee = read(context, f"export/{data.front.knee_key}/check.json")
+    assert list(data.exports) == [{"key": data.front.knee_key, **knee}]
     assert set(data.stage_seconds) >= {"cost", "supernet", "samples", "predictor", "search"}
     epochs = context.config.supernet.epochs + context.config.supernet.quantized_epochs
     assert len(data.history) == epochs

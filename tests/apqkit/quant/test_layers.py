@@ -6,20 +6,23 @@ from torch import nn
 
 from apqkit.errors import CalibrationError
 from apqkit.formats import format_named
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.fake_quantize import fake_quantize, quantize_weight
-from apqkit.quant.integer import integer_step
+from apqkit.quant.activations import ActivationQuantizer
+from apqkit.quant.calibration import calibrate
+from apqkit.quant.carriers import value_step
 from apqkit.quant.layers import (
     BATCH_NORM_EPS,
-    ActivationQuantizer,
+    BatchNorm,
     QuantAdd,
     QuantConv,
     QuantGlobalPool,
     QuantLinear,
     QuantPool,
     conv_batch_norm,
+    square_geometry,
 )
+from apqkit.quant.quantize import fake_quantize
 from apqkit.quant.ranges import activation_scale
+from apqkit.quant.weights import quantize_weight
 
 FORMATS = ("int2", "int4", "int8", "fp8_e4m3", "fp4_e2m1", "fp32")
 
@@ -37,10 +40,11 @@ def conv(weights="int8", activations="int8", *, kernel=3, stride=1, groups=1, re
     return QuantConv(
         quantizer(activations),
         draw(6 if groups == 1 else channels, channels // groups, kernel, kernel),
-        (1.0 + 0.3 * draw(6 if groups == 1 else channels, seed=1), draw(6 if groups == 1 else 4)),
+        BatchNorm(
+            1.0 + 0.3 * draw(6 if groups == 1 else 4, seed=1), draw(6 if groups == 1 else 4)
+        ),
         weight_format=format_named(weights),
-        stride=stride,
-        groups=groups,
+        geometry=square_geometry(kernel, stride, groups),
         relu=relu,
         name="c",
     )
@@ -70,7 +74,7 @@ SHAPES = [
 def batch_normalised(layer, x, weight):
     """The same layer from torch's own modules, in training mode."""
     padding = weight.shape[-1] // 2
-    y = F.conv2d(x, weight, None, layer.stride, padding, 1, layer.groups)
+    y = F.conv2d(x, weight, None, layer.geometry.stride, padding, 1, layer.geometry.groups)
     norm = nn.BatchNorm2d(len(weight), eps=BATCH_NORM_EPS)
     with torch.no_grad():
         norm.weight.copy_(layer.gamma)
@@ -164,7 +168,9 @@ def test_folding_a_batch_norm_changes_no_level(images, weights):
     with torch.no_grad():
         layer.gamma[0] = -0.7  # a negative factor turns the signs
     calibrate(layer, images)
-    before = layer.quantized_weight() / layer.weight.abs().amax(dim=(1, 2, 3), keepdim=True)
+    before = layer.quantized_weight(layer.weight) / layer.weight.abs().amax(
+        dim=(1, 2, 3), keepdim=True
+    )
     after = layer.frozen_weight / layer.frozen_scale.view(-1, 1, 1, 1)
     sign = torch.sign(layer.gamma).view(-1, 1, 1, 1)
     largest = after.abs().amax(dim=(1, 2, 3), keepdim=True)
@@ -186,7 +192,7 @@ def test_a_frozen_layer_computes_on_what_its_formats_hold(make, weights, activat
         assert torch.equal(read, fake_quantize(x, number_format, scale=source.scale))
     arrays = (read, layer.frozen_weight, layer.frozen_bias)
     if make is conv:
-        expected = F.conv2d(*arrays, layer.stride, layer.weight.shape[-1] // 2).relu()
+        expected = F.conv2d(*arrays, layer.geometry.stride, layer.weight.shape[-1] // 2).relu()
     else:
         expected = F.linear(*arrays)
     assert torch.equal(layer(x), expected)
@@ -197,7 +203,7 @@ def test_a_frozen_layer_computes_on_what_its_formats_hold(make, weights, activat
 def test_frozen_weights_are_levels_times_scales(make, weights, images):
     layer = make(weights, "int8")
     calibrate(layer, images if make is conv else torch.rand(8, 4))
-    stored = layer.weight_quantizer()
+    stored = layer.stored_weight()
     levels = stored.values / stored.scale.view(-1, *[1] * (stored.values.dim() - 1))
     top = format_named(weights).highest_level
     assert torch.allclose(levels, levels.round(), atol=1e-4)
@@ -215,7 +221,7 @@ def test_biases_are_int32_where_kernels_are_integer(weights, activations, images
     assert (step is not None) == integer
     if step is None:
         return
-    unit = integer_step(format_named(weights))
+    unit = value_step(format_named(weights))
     assert torch.equal(step, layer.quantizer().scale * layer.frozen_scale * unit)
     levels = layer.frozen_bias.double() / step.double()
     assert torch.allclose(levels, levels.round(), atol=0, rtol=1e-6)

@@ -5,27 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apqkit.formats import NumberFormat, format_named
-from apqkit.quant.minifloat import fake_quantize_minifloat, round_to_minifloat
+from apqkit.formats import format_named
+from apqkit.quant.minifloat import (
+    fake_quantize_minifloat,
+    round_to_bfloat16,
+    round_to_minifloat,
+)
 
-FORMATS = {
-    "fp8_e4m3": (format_named("fp8_e4m3"), ml_dtypes.float8_e4m3fn),
-    "fp8_e5m2": (format_named("fp8_e5m2"), ml_dtypes.float8_e5m2),
-    "fp4_e2m1": (format_named("fp4_e2m1"), ml_dtypes.float4_e2m1fn),
-    # in no table, but the one pass holds for all of them
-    "e3m4": (
-        NumberFormat("e3m4", "float", 8, exponent_bits=3, max_value=15.5),
-        ml_dtypes.float8_e3m4,
-    ),
-    "e2m3": (
-        NumberFormat("e2m3", "float", 6, exponent_bits=2, max_value=7.5),
-        ml_dtypes.float6_e2m3fn,
-    ),
-    "e3m2": (
-        NumberFormat("e3m2", "float", 6, exponent_bits=3, max_value=28.0),
-        ml_dtypes.float6_e3m2fn,
-    ),
+TYPES = {
+    "fp8_e4m3": ml_dtypes.float8_e4m3fn,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp8_e3m4": ml_dtypes.float8_e3m4,
+    "fp6_e2m3": ml_dtypes.float6_e2m3fn,
+    "fp6_e3m2": ml_dtypes.float6_e3m2fn,
+    "fp4_e2m1": ml_dtypes.float4_e2m1fn,
 }
+FORMATS = {name: (format_named(name), kind) for name, kind in TYPES.items()}
+BFLOAT16 = format_named("bf16")
 TORCH_TYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
@@ -64,35 +60,57 @@ def test_every_code_is_a_fixed_point(case):
     assert_same_bits(rounded(grid, number_format), grid)
 
 
-def test_midpoints_and_their_neighbours(case):
-    number_format, kind = case
+def test_every_bfloat16_number(case):
+    codes = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    x = codes.astype(np.float32)
+    assert_same_bits(rounded(x, case[0]), expected(x, *case))
+
+
+def midpoints_of(number_format, kind):
+    """Every tie between neighbours, exact in fp32."""
     grid = grid_of(number_format, kind).astype(np.float64)
-    middle = ((grid[1:] + grid[:-1]) / 2).astype(np.float32)
-    assert np.array_equal(middle.astype(np.float64), (grid[1:] + grid[:-1]) / 2)  # exact in fp32
+    middle = (grid[1:] + grid[:-1]) / 2
+    assert np.array_equal(middle.astype(np.float32), middle)
+    return middle.astype(np.float32)
+
+
+def test_midpoints_and_their_neighbours(case):
+    middle = midpoints_of(*case)
     around = [
         middle,
         np.nextafter(middle, np.float32(-1e9)),
         np.nextafter(middle, np.float32(1e9)),
     ]
     x = np.concatenate(around)
-    assert_same_bits(rounded(x, number_format), expected(x, number_format, kind))
+    assert_same_bits(rounded(x, case[0]), expected(x, *case))
+    assert bool((rounded(middle, case[0]) != middle).all())
 
 
-def test_a_million_values_of_any_exponent(case):
-    number_format, kind = case
-    bits = np.random.default_rng(0).integers(0, 2**32, 1_000_000, dtype=np.uint64)
-    x = bits.astype(np.uint32).view(np.float32)
-    assert_same_bits(rounded(x, number_format), expected(x, number_format, kind))
+def wide_values(number_format, kind):
+    """Four million: any bit pattern, around the grid, close to ties, below the smallest normal."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
+    lowest = number_format.min_exponent - number_format.mantissa_bits - 3
+    exponents = rng.uniform(lowest, np.log2(number_format.max_value) + 2, 1_500_000)
+    around = rng.choice([-1.0, 1.0], len(exponents)) * 2.0**exponents
+    ties = rng.choice(midpoints_of(number_format, kind), 1_000_000)
+    close = (ties.view(np.int32) + rng.integers(-2, 3, len(ties), dtype=np.int32)).view(np.float32)
+    subnormal = rng.uniform(-2, 2, 500_000) * 2.0**number_format.min_exponent
+    drawn = np.concatenate([around, subnormal]).astype(np.float32)
+    return np.concatenate([patterns, drawn, close])
 
 
-def test_a_million_values_around_the_grid(case):
-    number_format, kind = case
-    rng = np.random.default_rng(1)
-    exponents = rng.uniform(
-        number_format.min_exponent - number_format.mantissa_bits - 3, 20, 10**6
-    )
-    x = (rng.choice([-1.0, 1.0], 10**6) * 2.0**exponents).astype(np.float32)
-    assert_same_bits(rounded(x, number_format), expected(x, number_format, kind))
+def test_four_million_values(case):
+    x = wide_values(*case)
+    assert len(x) == 4_000_000
+    assert_same_bits(rounded(x, case[0]), expected(x, *case))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_equals_the_reference_type(case):
+    x = wide_values(*case)
+    found = round_to_minifloat(torch.from_numpy(x).cuda(), case[0]).cpu().numpy()
+    assert_same_bits(found, expected(x, *case))
 
 
 def test_zeros_keep_their_sign_and_the_rest_saturates(case):
@@ -159,3 +177,96 @@ def test_gradient_is_zero_where_the_value_saturates():
     (fake_quantize_minifloat(x, scale, number_format) * 2.0).nansum().backward()
     assert x.grad.tolist() == [2, 0, 2, 0, 2, 0]
     assert scale.grad is None
+
+
+def test_rounding_at_random_takes_one_of_the_two_neighbours(case):
+    number_format, kind = case
+    grid = grid_of(number_format, kind)
+    rng = np.random.default_rng(2)
+    x = rng.choice(wide_values(number_format, kind), 100_000)
+    x = x[np.isfinite(x)]
+    found = round_to_minifloat(
+        torch.from_numpy(x), number_format, torch.Generator().manual_seed(0)
+    ).numpy()
+    clipped = np.clip(x, grid[0], grid[-1])
+    above = grid[np.searchsorted(grid, clipped)]
+    below = grid[np.searchsorted(grid, clipped, side="right") - 1]
+    assert bool(((found == below) | (found == above)).all())
+    between = below < above
+    assert 0.4 < (found == above)[between & (np.abs(x) > grid[grid > 0][0])].mean() < 0.6
+
+
+def test_rounding_at_random_is_right_on_average(case):
+    number_format, kind = case
+    grid = grid_of(number_format, kind).astype(np.float64)
+    generator = torch.Generator().manual_seed(1)
+    picked = np.random.default_rng(3).choice(len(grid) - 1, 4, replace=False)
+    for low, high in zip(grid[picked], grid[picked + 1], strict=True):
+        for share in (0.125, 0.5, 0.8125):
+            value = np.float32(low + share * (high - low))
+            assert value == low + share * (high - low)
+            x = torch.full((50_000,), float(value))
+            found = round_to_minifloat(x, number_format, generator).double()
+            deviation = (high - low) * np.sqrt(share * (1 - share) / len(x))
+            assert abs(float(found.mean()) - value) < 4.5 * deviation
+
+
+def test_rounding_at_random_leaves_values_of_the_format_alone(case):
+    grid = torch.from_numpy(grid_of(*case)).repeat(100)
+    found = round_to_minifloat(grid, case[0], torch.Generator().manual_seed(0))
+    assert torch.equal(found, grid)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,)])
+def test_any_shape_is_taken(case, shape):
+    x = torch.full(shape, 1.0)
+    assert torch.equal(fake_quantize_minifloat(x, torch.tensor(0.5), case[0]), x)
+
+
+def test_memory_layouts_do_not_matter(case):
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    last = x.contiguous(memory_format=torch.channels_last)
+    found = round_to_minifloat(last, case[0])
+    assert torch.equal(found, round_to_minifloat(x, case[0]))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def bfloat16_expected(x):
+    with np.errstate(invalid="ignore"):
+        cast = np.clip(x, -BFLOAT16.max_value, BFLOAT16.max_value).astype(ml_dtypes.bfloat16)
+    return cast.astype(np.float32)
+
+
+def bfloat16_values():
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 2**32, 3_000_000, dtype=np.uint32)
+    ties = (patterns[:1_000_000] & np.uint32(0xFFFF0000)) | np.uint32(0x8000)
+    close = ties + rng.integers(-1, 2, len(ties)).astype(np.uint32)
+    x = np.concatenate([patterns, ties, close]).view(np.float32)
+    return np.concatenate([x, np.float32([0.0, -0.0, 3.4e38, -3.4e38, np.inf, -np.inf])])
+
+
+def test_bfloat16_equals_the_reference_type_and_saturates():
+    x = bfloat16_values()
+    found = round_to_bfloat16(torch.from_numpy(x), BFLOAT16).numpy()
+    assert_same_bits(found, bfloat16_expected(x))
+    assert float(np.nanmax(found)) == BFLOAT16.max_value
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_bfloat16_on_cuda_equals_the_reference_type():
+    x = bfloat16_values()
+    found = round_to_bfloat16(torch.from_numpy(x).cuda(), BFLOAT16).cpu().numpy()
+    assert_same_bits(found, bfloat16_expected(x))
+
+
+def test_every_bfloat16_number_is_kept():
+    codes = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
+    finite = codes[np.isfinite(codes)]
+    assert_same_bits(round_to_bfloat16(torch.from_numpy(finite), BFLOAT16).numpy(), finite)
+
+
+def test_bfloat16_passes_the_gradient_unchanged():
+    x = torch.tensor([1.003, -2.7, 0.0, 3.4e38], requires_grad=True)
+    (round_to_bfloat16(x, BFLOAT16) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert x.grad.tolist() == [1, 2, 3, 4]

@@ -7,20 +7,32 @@ from onnx import TensorProto, helper, numpy_helper
 
 from apqkit.errors import ExportError
 from apqkit.formats import FORMATS, NumberFormat, format_named
-from apqkit.quant.fake_quantize import fake_quantize, quantize_weight
-from apqkit.quant.qdq import OPSET, GraphParts, lower_activation, lower_bias, lower_weight
+from apqkit.quant.qdq import (
+    OPSET,
+    GraphParts,
+    check_carrier,
+    lower_activation,
+    lower_bias,
+    lower_weight,
+)
+from apqkit.quant.quantize import fake_quantize, unchecked_fake_quantize
 from apqkit.quant.ranges import weight_scale
+from apqkit.quant.weights import QuantScheme, quantize_weight, scales_of_weight
 
-QUANTIZED = [name for name in FORMATS if name != "fp32"]
-WEIGHTS = [name for name in QUANTIZED if not name.startswith("uint")]
+SCALED = [name for name, each in FORMATS.items() if each.is_scaled]
+WEIGHTS = [name for name in SCALED if not name.startswith("uint")]
+BLOCKS = [name for name, each in FORMATS.items() if each.block_size]
 FLOAT_GRIDS = {
     "fp8_e4m3": ml_dtypes.float8_e4m3fn,
     "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp8_e3m4": ml_dtypes.float8_e3m4,
+    "fp6_e2m3": ml_dtypes.float6_e2m3fn,
+    "fp6_e3m2": ml_dtypes.float6_e3m2fn,
     "fp4_e2m1": ml_dtypes.float4_e2m1fn,
 }
 
 
-def run_parts(parts, feeds, outputs):
+def run_parts(parts, feeds, outputs, opset=OPSET):
     """What the nodes write in ONNX Runtime without optimisation."""
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, list(each.shape))
@@ -28,7 +40,7 @@ def run_parts(parts, feeds, outputs):
     ]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     graph = helper.make_graph(parts.nodes, "parts", inputs, results, parts.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
@@ -61,16 +73,15 @@ def hard_values(number_format, scale):
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.0371], ids=["exact-ties", "any-scale"])
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("name", SCALED)
 def test_activation_nodes_equal_the_fake_quantizer(name, scale):
     number_format = format_named(name)
     x = hard_values(number_format, scale)
     parts = GraphParts()
     lower_activation(parts, "x", "y", number_format, scale)
     (found,) = run_parts(parts, {"x": x}, ["y"])
-    step = torch.tensor(scale)
-    expected = fake_quantize(torch.from_numpy(x), number_format, scale=step).numpy()
-    assert np.array_equal(found, expected)
+    expected = unchecked_fake_quantize(torch.from_numpy(x), number_format, torch.tensor(scale))
+    assert np.array_equal(found, expected.numpy())
     assert len(np.unique(found)) == len(grid_of(number_format))  # each level was met
 
 
@@ -87,29 +98,125 @@ def test_weight_nodes_equal_the_stored_weights(name):
     assert np.array_equal(found, stored)
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTS if not name.startswith("fp8")])
-def test_weights_of_eight_bits_or_less_are_stored_as_int8(name):
+TOPS = {"fp4_e2m1": 12, "fp6_e2m3": 60, "fp6_e3m2": 448, "fp8_e3m4": 992}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WEIGHTS if name not in ("fp8_e4m3", "fp8_e5m2")]
+)
+def test_weights_are_stored_in_the_least_integers_that_hold_them(name):
     number_format = format_named(name)
     weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
     parts = GraphParts()
     scale = weight_scale(weight, number_format).flatten().numpy()
     lower_weight(parts, "w", number_format, quantize_weight(weight, number_format).numpy(), scale)
     code = next(each for each in parts.constants if each.name == "w.code")
-    assert code.data_type == TensorProto.INT8
+    top = TOPS.get(name, number_format.highest_level)
+    assert code.data_type == (TensorProto.INT8 if top <= 127 else TensorProto.INT16)
     levels = numpy_helper.to_array(code)
-    top = 12 if name == "fp4_e2m1" else number_format.highest_level
     assert np.abs(levels).max() == top  # symmetric: the lowest level of all is not used
     assert len(np.unique(levels)) <= 2**number_format.bits
 
 
-def test_floats_in_no_table_ride_in_int8_too():
-    number_format = NumberFormat("fp6_e2m3", "float", 6, exponent_bits=2, max_value=7.5)
-    weight = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    stored = quantize_weight(weight, number_format).numpy()
-    parts = GraphParts()
+@pytest.mark.parametrize(
+    ("name", "stored", "opset"),
+    [
+        ("int2", TensorProto.INT2, 25),
+        ("int3", TensorProto.INT4, 21),
+        ("int4", TensorProto.INT4, 21),
+    ],
+)
+def test_packed_weights_are_the_same_numbers_in_fewer_bits(name, stored, opset):
+    number_format = format_named(name)
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    values = quantize_weight(weight, number_format).numpy()
     scale = weight_scale(weight, number_format).flatten().numpy()
-    lower_weight(parts, "w", number_format, stored, scale)
-    assert np.array_equal(run_parts(parts, {}, ["w"])[0], stored)
+    parts = GraphParts()
+    lower_weight(parts, "w", number_format, values, scale, carrier="packed")
+    code = next(each for each in parts.constants if each.name == "w.code")
+    assert code.data_type == stored
+    bits = 2 if stored == TensorProto.INT2 else 4
+    assert len(code.raw_data) or len(code.int32_data)
+    assert len(code.SerializeToString()) < values.size * bits / 8 + 80
+    assert parts.needs == {f"packed {name} weights": opset}
+    assert np.array_equal(run_parts(parts, {}, ["w"], opset=opset)[0], values)
+
+
+def test_what_does_not_pack_stays_in_int8():
+    for name in ("int5", "int8", "fp4_e2m1"):
+        number_format = format_named(name)
+        weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+        parts = GraphParts()
+        scale = weight_scale(weight, number_format).flatten().numpy()
+        values = quantize_weight(weight, number_format).numpy()
+        lower_weight(parts, "w", number_format, values, scale, carrier="packed")
+        assert parts.constants[0].data_type == TensorProto.INT8
+        assert np.array_equal(run_parts(parts, {}, ["w"])[0], values)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "fp4_e2m1", "fp8_e4m3", "fp8_e3m4"])
+@pytest.mark.parametrize("size", [4, 3])
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3, 3)])
+@pytest.mark.parametrize("carrier", ["int8", "packed"])
+def test_groups_of_weights_have_scales_of_their_own(name, size, shape, carrier):
+    number_format = format_named(name)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    scheme = QuantScheme(weight_granularity="group", weight_group_size=size)
+    scale = scales_of_weight(weight, number_format, scheme).numpy()
+    values = quantize_weight(weight, number_format, scheme).numpy()
+    parts = GraphParts()
+    lower_weight(parts, "w", number_format, values, scale, group_size=size, carrier=carrier)
+    assert scale.shape == (5, -(-8 // size), *shape[2:])
+    assert np.array_equal(run_parts(parts, {}, ["w"])[0], values)
+
+
+@pytest.mark.parametrize(
+    ("name", "zero_point"), [("uint8", 77), ("uint4", 5), ("int8", -3), ("uint16", 9)]
+)
+def test_zero_points_shift_the_codes(name, zero_point):
+    number_format = format_named(name)
+    x = hard_values(number_format, 0.25)
+    parts = GraphParts()
+    lower_activation(parts, "x", "y", number_format, 0.25, zero_point)
+    (found,) = run_parts(parts, {"x": x}, ["y"])
+    expected = unchecked_fake_quantize(
+        torch.from_numpy(x), number_format, torch.tensor(0.25), zero_point
+    )
+    assert np.array_equal(found, expected.numpy())
+    assert found.min() == (number_format.lowest_level - zero_point) * 0.25
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if name != "int16"])
+def test_tokens_find_their_scales_as_they_come(name):
+    number_format = format_named(name)
+    x = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
+    x *= torch.logspace(-3, 3, 5).view(1, 5, 1)
+    x[1, 2] = 0.0
+    parts = GraphParts()
+    lower_activation(parts, "x", "y", number_format, None)
+    (found,) = run_parts(parts, {"x": x.numpy()}, ["y"])
+    scale = (x.abs().amax(dim=-1, keepdim=True) / number_format.max_value).clamp(min=1e-8)
+    assert np.array_equal(found, unchecked_fake_quantize(x, number_format, scale).numpy())
+
+
+def test_bf16_is_a_cast_there_and_back():
+    x = hard_values(format_named("fp8_e5m2"), 0.37)
+    parts = GraphParts()
+    lower_activation(parts, "x", "y", format_named("bf16"), None)
+    (found,) = run_parts(parts, {"x": x[np.isfinite(x)]}, ["y"])
+    assert np.array_equal(found, x[np.isfinite(x)].astype(ml_dtypes.bfloat16).astype(np.float32))
+    weight = torch.randn(6, 5)
+    values = quantize_weight(weight, format_named("bf16")).numpy()
+    parts = GraphParts()
+    lower_weight(parts, "w", format_named("bf16"), values, np.ones(6, np.float32))
+    assert parts.constants[0].data_type == TensorProto.BFLOAT16
+    assert np.array_equal(run_parts(parts, {}, ["w"])[0], values)
+
+
+def test_an_unknown_carrier_is_refused():
+    with pytest.raises(ExportError) as caught:
+        check_carrier("int4")
+    assert str(caught.value) == "carrier must be int8 or packed, got 'int4'"
 
 
 def test_every_fp8_weight_code_survives():
@@ -179,19 +286,21 @@ def test_two_tensors_share_no_names():
     assert np.array_equal(found, fake_quantize(inner, "int4", scale=torch.tensor(0.2)).numpy())
 
 
-@pytest.mark.parametrize(
-    "number_format",
-    [
-        NumberFormat("int12", "int", 12, max_value=2047.0),
-        NumberFormat("fp8_e3m4", "float", 8, exponent_bits=3, max_value=15.5),
-    ],
-)
-def test_formats_without_an_onnx_form_are_refused(number_format):
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_formats_are_refused_with_the_reason(name):
+    why = "blocks with scales of their own are emulated in torch only"
     with pytest.raises(ExportError) as caught:
-        lower_activation(GraphParts(), "x", "y", number_format, 0.1)
-    assert str(caught.value) == f"activations in {number_format.name} have no ONNX form"
+        lower_activation(GraphParts(), "x", "y", format_named(name), 0.1)
+    assert str(caught.value) == f"activations in {name} have no ONNX form: {why}"
     with pytest.raises(ExportError) as caught:
         lower_weight(
-            GraphParts(), "w", number_format, np.ones((1, 2), np.float32), np.ones(1, np.float32)
+            GraphParts(), "w", format_named(name), np.ones((1, 2), np.float32), np.ones(1)
         )
-    assert str(caught.value) == f"weights in {number_format.name} have no ONNX form"
+    assert str(caught.value) == f"weights in {name} have no ONNX form: {why}"
+
+
+def test_floats_that_span_too_much_are_refused_as_weights():
+    wide = NumberFormat("fp8_e5m2x", "float", 8, exponent_bits=5, max_value=57344.0)
+    with pytest.raises(ExportError) as caught:
+        lower_weight(GraphParts(), "w", wide, np.ones((1, 2), np.float32), np.ones(1))
+    assert str(caught.value) == "weights in fp8_e5m2x have no ONNX form"

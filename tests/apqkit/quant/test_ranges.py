@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from apqkit.formats import format_named
-from apqkit.quant.fake_quantize import fake_quantize
+from apqkit.quant.quantize import fake_quantize
 from apqkit.quant.ranges import activation_scale, weight_scale
 
 NARROW = ("int2", "int3", "int4", "int5", "int6", "fp4_e2m1")

@@ -163,17 +163,22 @@ def test_rounds_and_finalists_have_their_tables(page):
 
 def test_exports_and_finetuned_members_appear_once_there_are_any(data, page, tmp_path):
     assert "None yet." in page.words
+    latency = {"median_ms": 0.5, "p10_ms": 0.4, "p90_ms": 0.75, "batch": 4}
     check = {
+        "key": "key1", "carrier": "packed",
         "file_kib": 9.5, "torch_accuracy": 0.875, "images": 240, "split": "test", "note": "n",
-        "optimised": {"accuracy": 0.75, "images_with_other_class": 2, "largest_difference": 0.5},
+        "optimised": {"accuracy": 0.75, "images_with_other_class": 2, "largest_difference": 0.5,
+                      "beyond_one_step": 0},
         "unoptimised": {"accuracy": 0.875, "images_with_other_class": 1,
                         "largest_difference": 0.25},
+        "latency": latency, "reference_latency": {**latency, "median_ms": 1.0},
     }  # fmt: skip
     accuracy = {"validation": 0.5, "test": 0.25}
     tuned = {"key": "key1", "epochs": 3, "before": accuracy, "after": accuracy}
-    after, _ = written(replace(data, exports={"key1": check}, finetuned=[tuned]), tmp_path)
+    after, _ = written(replace(data, exports=[check], finetuned=[tuned]), tmp_path)
     assert [
-        None, "key1", "9.5", "0.8750", "0.7500", "1", "2", "0.25", "240 (test)", "n",
+        None, "key1", "packed", "9.5", "0.8750", "0.7500", "1", "2", "0", "0.25", "240 (test)",
+        "0.500 (0.400 to 0.750), batch 4", "1.000 (0.400 to 0.750), batch 4", "n",
     ] in after.rows  # fmt: skip
     assert [None, "key1", "3", "0.5000", "0.5000", "0.2500", "0.2500"] in after.rows
 

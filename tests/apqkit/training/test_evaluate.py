@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from apqkit.data.images import ImageSet
-from apqkit.quant.calibrate import calibrate
+from apqkit.quant.calibration import calibrate
 from apqkit.spaces.base import largest_picks
 from apqkit.training import evaluate as evaluate_module
 from apqkit.training.evaluate import accuracy_parts, calibrated_subnet, evaluate

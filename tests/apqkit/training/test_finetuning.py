@@ -2,12 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apqkit.errors import RunError, TrainingError
-from apqkit.quant.calibrate import calibrate
+from apqkit.errors import CalibrationError, RunError, TrainingError
+from apqkit.quant.calibration import calibrate
+from apqkit.quant.layers import QuantConv
+from apqkit.quant.preparation import fold_batch_norms, keep_batch_norms
 from apqkit.spaces.base import largest_picks
 from apqkit.training.checkpoint import load_tensors
 from apqkit.training.evaluate import evaluate
-from apqkit.training.finetune import finetune
+from apqkit.training.finetuning import finetune
 from apqkit.types import SilentProgress
 
 
@@ -124,11 +126,55 @@ def test_a_truncated_checkpoint_names_itself_and_the_cure(
     )
 
 
+@pytest.mark.parametrize("mode", ["freeze", "fold"])
+def test_statistics_of_batch_norms_can_stand_still(
+    mode, supernet, layers, splits, tune, make_config
+):
+    model = supernet.extract(layers)
+    images = splits.calibration_images(96).images()
+    calibrate(model, images)
+    convs = [each for each in model.modules() if isinstance(each, QuantConv)]
+    before = [(each.mean.clone(), each.gamma.detach().clone()) for each in convs]
+    tune(model, make_config(finetune={"batch_norm": mode}))
+    calibrate(model, images)
+    for layer, (mean, gamma) in zip(convs, before, strict=True):
+        if mode == "freeze":
+            assert torch.equal(layer.mean, mean)
+            assert not torch.equal(layer.gamma, gamma)
+        else:
+            assert not layer.mean.any()
+            assert torch.equal(layer.gamma, torch.ones_like(gamma))
+
+
+def test_folding_changes_nothing_but_what_is_trained(supernet, layers, splits):
+    images = splits.calibration_images(96).images()
+    models = [supernet.extract(layers) for _ in range(2)]
+    for model in models:
+        calibrate(model, images)
+        keep_batch_norms(model)
+    fold_batch_norms(models[1])
+    kept, folded = (model.train()(images) for model in models)
+    assert torch.allclose(kept, folded, atol=1e-4)
+    assert sum(p.requires_grad for p in models[1].parameters()) < sum(
+        p.requires_grad for p in models[0].parameters()
+    )
+
+
+@pytest.mark.parametrize("mode", ["freeze", "fold"])
+def test_statistics_that_are_not_there_cannot_stand_still(
+    mode, supernet, layers, tune, make_config
+):
+    with pytest.raises(CalibrationError) as caught:
+        tune(supernet.extract(layers), make_config(finetune={"batch_norm": mode}))
+    assert str(caught.value) == "stem has no statistics yet: call calibrate first"
+
+
 def test_diverging_training_names_the_rate_to_lower(supernet, layers, tune, make_config, poison):
     model = supernet.extract(layers)
     with pytest.raises(TrainingError) as caught:
         tune(model, make_config(), progress=poison(model, 2))
     assert str(caught.value) == (
-        "the labels loss is nan in epoch 3 of phase finetune: "
+        "s0.b0.expand.input holds 8192 of 8192 values that are not finite, "
+        "in epoch 3 of phase finetune: "
         "lower finetune.learning_rate or supernet.clip_norm"
     )

@@ -4,8 +4,9 @@ from torch import nn
 
 from apqkit.errors import CalibrationError
 from apqkit.formats import format_named
-from apqkit.quant.calibrate import calibrate
-from apqkit.quant.layers import ActivationQuantizer, QuantConv, QuantLinear
+from apqkit.quant.activations import ActivationQuantizer
+from apqkit.quant.calibration import calibrate
+from apqkit.quant.layers import BatchNorm, QuantConv, QuantLinear, square_geometry
 from apqkit.quant.ranges import activation_scale
 
 
@@ -15,10 +16,9 @@ def conv(name, channels, *, signed, formats):
     return QuantConv(
         ActivationQuantizer(format_named(formats[1]), signed=signed, name=f"{name}.input"),
         torch.randn(out, inside, 3, 3, generator=generator) * 0.4,
-        (1 + torch.rand(out, generator=generator), torch.randn(out, generator=generator)),
+        BatchNorm(1 + torch.rand(out, generator=generator), torch.randn(out, generator=generator)),
         weight_format=format_named(formats[0]),
-        stride=1,
-        groups=1,
+        geometry=square_geometry(3, 1, 1),
         relu=False,
         name=name,
     )
@@ -104,7 +104,7 @@ def test_a_pixel_that_is_not_finite_is_refused(model, images, value):
     images[2, 1, 3, 3] = value
     with pytest.raises(CalibrationError) as caught:
         calibrate(model, images)
-    assert str(caught.value) == "first.input met a value that is not finite in calibration"
+    assert str(caught.value) == "first.input holds 1 of 864 values that are not finite"
     assert not any(states_of(model))
 
 
@@ -113,7 +113,7 @@ def test_weights_that_are_not_finite_are_refused(model, images):
         model[1].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(CalibrationError) as caught:
         calibrate(model, images)
-    assert str(caught.value) == "second has weights or statistics that are not finite"
+    assert str(caught.value) == "second.weight holds 36 of 180 values that are not finite"
 
 
 def test_values_that_are_not_finite_are_refused_in_fp32_too(images):
@@ -121,7 +121,7 @@ def test_values_that_are_not_finite_are_refused_in_fp32_too(images):
     images[0, 0, 0, 0] = float("nan")
     with pytest.raises(CalibrationError) as caught:
         calibrate(plain, images)
-    assert str(caught.value) == "plain has weights or statistics that are not finite"
+    assert str(caught.value) == "plain.weight holds 108 of 108 values that are not finite"
 
 
 def test_a_bias_that_is_not_finite_is_refused():
@@ -134,4 +134,4 @@ def test_a_bias_that_is_not_finite_is_refused():
     )
     with pytest.raises(CalibrationError) as caught:
         calibrate(linear, torch.randn(2, 4))
-    assert str(caught.value) == "c has weights or statistics that are not finite"
+    assert str(caught.value) == "c.bias holds 1 of 3 values that are not finite"

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from apqkit.config import Config
 from apqkit.data import Splits
+from apqkit.quant.preparation import fold_batch_norms, keep_batch_norms
 from apqkit.training.loop import Accumulate, Checkpoint, Epoch, Recipe, train
-from apqkit.types import Progress
+from apqkit.types import Progress, SilentProgress
 
 __all__ = ["finetune"]
 
@@ -21,21 +22,32 @@ def finetune(
     splits: Splits,
     config: Config,
     *,
-    checkpoint_path: Path | None,
-    progress: Progress,
+    checkpoint_path: Path | None = None,
+    progress: Progress | None = None,
 ) -> list[Epoch]:
     """Trains a network of quantized layers in place and returns the history.
 
-    Weights and inputs are quantized in every step with ranges of the batch; gradients pass
-    straight through. Calibrate the model afterwards to freeze it.
+    Weights and inputs are quantized in every step; gradients pass straight through. Ranges follow
+    the batch, or are learned where the model's scheme says so. Calibrate the model afterwards to
+    freeze it.
 
     Args:
-        model: Such as ``supernet.extract(layers)``.
+        model: Calibrated; such as ``supernet.extract(layers)`` or :func:`apqkit.quant.prepare`
+            return. Batch norms of prepared models train with statistics that stand still,
+            whatever ``finetune.batch_norm`` says, unless it folds them.
         splits: Training images come from here.
         config: ``finetune``, ``supernet.batch_size`` and others, ``data`` and ``seed`` are read.
         checkpoint_path: Where the state goes after every epoch, or None.
         progress: Shows the epochs.
+
+    Raises:
+        CalibrationError: The model is not calibrated, and batch norms or ranges need that.
+        TrainingError: Training diverged.
     """
+    if config.finetune.batch_norm == "freeze":
+        keep_batch_norms(model)
+    elif config.finetune.batch_norm == "fold":
+        fold_batch_norms(model)
     model.train()
 
     def accumulate(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
@@ -71,5 +83,5 @@ def finetune(
         config.data,
         seed=config.seed,
         checkpoint=checkpoint,
-        progress=progress,
+        progress=progress or SilentProgress(),
     )
