@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apqkit.formats import NumberFormat, format_named
 from apqkit.quant.minifloat import round_to_minifloat
-from apqkit.quant.rounding import round_in_place
+from apqkit.quant.rounding import just_above, pass_within, round_in_place
 
 __all__ = ["fake_quantize_blocks", "tensor_scale"]
 
@@ -78,15 +78,16 @@ class _FakeQuantizeBlocks(torch.autograd.Function):
             block_scale = _block_scale(blocks, number_format, scale)
             scaled = torch.where(block_scale > 0, blocks / block_scale, 0.0)
         if ctx.needs_input_grad[0]:
-            inside = scaled.abs() <= number_format.max_value
-            ctx.save_for_backward(_from_blocks(inside, x.shape, axis))
+            ctx.save_for_backward(_from_blocks(scaled, x.shape, axis))
+            ctx.largest = number_format.max_value
         rounded = _round_elements(scaled, number_format, generator).mul_(block_scale)
         return _from_blocks(rounded, x.shape, axis)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None
+        (scaled,) = ctx.saved_tensors
+        above = just_above(ctx.largest)
+        return pass_within(gradients[0], scaled, -above, above), None, None, None, None
 
 
 def _as_blocks(x: Tensor, axis: int, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apqkit.formats import NumberFormat
-from apqkit.quant.rounding import round_in_place
+from apqkit.quant.rounding import pass_within, round_in_place
 
 __all__ = ["fake_quantize_integer", "integer_levels"]
 
@@ -31,17 +31,20 @@ class _FakeQuantizeInteger(torch.autograd.Function):
         rounded = round_in_place(torch.div(x, scale), generator)
         if shifted:
             rounded.add_(zero_point)
-        clamped = rounded.clamp(*levels)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(clamped == rounded)
+            ctx.save_for_backward(rounded)
+            ctx.levels = levels
+        clamped = rounded.clamp(*levels)
         if shifted:
             clamped.sub_(zero_point)
         return clamped.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None
+        (rounded,) = ctx.saved_tensors
+        lowest, highest = ctx.levels
+        passed = pass_within(gradients[0], rounded, lowest - 0.5, highest + 0.5)
+        return passed, None, None, None, None
 
 
 def fake_quantize_integer(

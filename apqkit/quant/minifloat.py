@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apqkit.formats import NumberFormat
-from apqkit.quant.rounding import round_in_place
+from apqkit.quant.rounding import just_above, pass_within, round_in_place
 
 __all__ = ["fake_quantize_minifloat", "round_to_bfloat16", "round_to_minifloat"]
 
@@ -55,13 +55,15 @@ class _FakeQuantizeMinifloat(torch.autograd.Function):
     ) -> Tensor:
         scaled = torch.div(x, scale)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(scaled.abs() <= number_format.max_value)
+            ctx.save_for_backward(scaled)
+            ctx.largest = number_format.max_value
         return round_to_minifloat(scaled, number_format, generator).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None
+        (scaled,) = ctx.saved_tensors
+        above = just_above(ctx.largest)
+        return pass_within(gradients[0], scaled, -above, above), None, None, None
 
 
 def fake_quantize_minifloat(

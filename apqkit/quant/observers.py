@@ -210,7 +210,7 @@ class KullbackLeibler(_Searched):
 
     def _loss(self, middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:
         losses = [self._divergence(*row) for row in zip(middles, counts, quantized, strict=True)]
-        return torch.stack(losses)
+        return torch.stack(losses) if losses else counts.new_zeros(0)
 
     @staticmethod
     def _divergence(middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class GraphParts:
 
     def typed_constant(self, name: str, value: NDArray[np.float32], data_type: int) -> str:
         """Adds a constant of an ONNX type that NumPy lacks and returns its name."""
-        flat = value.astype(np.float32).ravel()
-        self.constants.append(helper.make_tensor(name, data_type, value.shape, flat))
+        stored = value.astype(helper.tensor_dtype_to_np_dtype(data_type))
+        self.constants.append(numpy_helper.from_array(stored, name))
         return name
 
 

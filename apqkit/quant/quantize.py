@@ -107,12 +107,12 @@ def check_finite(x: Tensor, name: str) -> None:
     """
     if x.numel() == 0:
         return
-    low, high = torch.aminmax(x.detach())  # one pass, several times faster than isfinite
-    if bool(torch.isfinite(high - low)):
+    values = x.detach()
+    # Both ends are many times faster to find than isfinite of all, in any memory format.
+    if bool(torch.isfinite(values.amax()) & torch.isfinite(values.amin())):
         return
-    wrong = int((~torch.isfinite(x)).sum())
-    if wrong:  # else the range itself overflows
-        raise CalibrationError(f"{name} holds {wrong} of {x.numel()} values that are not finite")
+    wrong = int((~torch.isfinite(values)).sum())
+    raise CalibrationError(f"{name} holds {wrong} of {x.numel()} values that are not finite")
 
 
 def spread(values: Tensor, shape: torch.Size, axis: int | None, group_size: int | None) -> Tensor:

@@ -315,3 +315,50 @@ def test_a_graph_that_is_not_valid_is_refused(monkeypatch):
         "input '/inputs.0/Quantize_output_0' of node: name: /Conv OpType: Conv is not output of "
         "any previous nodes."
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "carrier", "opset", "text"),
+    [
+        ("int8", "fp8_e4m3", "int8", 18, "fp8_e4m3 activations need opset 19 or later, got 18"),
+        ("fp8_e5m2", "int8", "int8", 17, "fp8_e5m2 weights need opset 19 or later, got 17"),
+        ("int4", "int8", "packed", 20, "packed int4 weights need opset 21 or later, got 20"),
+        ("int2", "int8", "packed", 24, "packed int2 weights need opset 25 or later, got 24"),
+    ],
+)
+def test_an_opset_that_lacks_a_type_is_refused(frozen, weights, activations, carrier, opset, text):
+    with pytest.raises(ExportError) as caught:
+        onnx_model(frozen(weights, activations), SHAPE, {}, carrier=carrier, opset=opset)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("opset", [12, 99])
+def test_an_opset_that_there_is_not_is_refused(frozen, opset):
+    newest = onnx.defs.onnx_opset_version()
+    with pytest.raises(ExportError) as caught:
+        onnx_model(frozen(), SHAPE, {}, opset=opset)
+    assert str(caught.value) == f"opset must be 13 to {newest}, got {opset}"
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 23])
+def test_any_opset_with_the_types_computes_the_same(frozen, splits, opset):
+    model = frozen("int4", "int8")
+    proto = onnx_model(model, SHAPE, {}, opset=opset)
+    assert proto.opset_import[0].version == opset
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    images = splits.validation
+    found = session.run(None, {INPUT_NAME: images.images().contiguous().numpy()})[0]
+    assert (found.argmax(axis=1) != logits_of(model, images).argmax(axis=1)).sum() <= 3
+
+
+def test_the_newest_opset_is_taken_only_where_a_type_needs_it(frozen):
+    opsets = {
+        (weights, carrier): onnx_model(frozen(weights), SHAPE, {}, carrier=carrier)
+        .opset_import[0]
+        .version
+        for weights in ("int2", "int4")
+        for carrier in ("int8", "packed")
+    }
+    assert opsets == {
+        ("int2", "int8"): 21, ("int2", "packed"): 25, ("int4", "int8"): 21, ("int4", "packed"): 21,
+    }  # fmt: skip

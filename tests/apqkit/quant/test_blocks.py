@@ -31,7 +31,7 @@ def floor_of_log2(x):
 
 
 def published_mx(x, name, axis=-1):
-    """The rule of the published standard in fp64, element by element through the reference type."""
+    """The rule of the published standard in fp64, elements through the reference type."""
     kind, largest_exponent, largest = MX[name]
     rows = np.moveaxis(x, axis, -1)
     length = rows.shape[-1]
@@ -258,7 +258,7 @@ def test_a_block_holds_at_most_as_many_values_as_bit_patterns(name):
     x = seeded(11).uniform(-3, 3, (4000, number_format.block_size)).astype(np.float32)
     x[:, 0] = 3.0  # one scale for all
     found = np.unique(blocked(x, name))
-    assert 2**number_format.bits * 0.45 < len(found) <= 2**number_format.bits
+    assert 2**number_format.bits * 0.4 < len(found) <= 2**number_format.bits
 
 
 @pytest.mark.parametrize("name", BLOCKED)

@@ -172,9 +172,9 @@ def test_scale_multiplies_the_grid():
 
 def test_gradient_is_zero_where_the_value_saturates():
     number_format = format_named("fp8_e4m3")
-    x = torch.tensor([448.0, 449.0, -448.0, -470.0, 0.0, float("nan")], requires_grad=True)
+    x = torch.tensor([448.0, 449.0, -448.0, -470.0, 0.0, 1e30], requires_grad=True)
     scale = torch.tensor(1.0, requires_grad=True)
-    (fake_quantize_minifloat(x, scale, number_format) * 2.0).nansum().backward()
+    (fake_quantize_minifloat(x, scale, number_format) * 2.0).sum().backward()
     assert x.grad.tolist() == [2, 0, 2, 0, 2, 0]
     assert scale.grad is None
 

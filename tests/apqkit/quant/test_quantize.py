@@ -53,8 +53,8 @@ def test_integers_use_all_their_levels(name):
     number_format = format_named(name)
     low, high = number_format.lowest_level, number_format.highest_level
     x = X * 30_000
-    expected = fake_quantize_integer(x, SCALE, 3 if high > 2 else 1, (low, high))
     zero = 3 if high > 2 else 1
+    expected = fake_quantize_integer(x, SCALE, zero, (low, high))
     assert torch.equal(fake_quantize(x, name, scale=SCALE, zero_point=zero), expected)
     assert expected.min() == (low - zero) * SCALE
     assert expected.max() == (high - zero) * SCALE
@@ -304,6 +304,17 @@ def test_is_idempotent(x, name):
     assert torch.equal(through(once, name, scale=scale)[0], once)
 
 
+@given(numbers, st.sampled_from(INTEGERS))
+@moderate
+def test_affine_integers_are_idempotent_and_keep_order(x, name):
+    found = qparams_for(x, name, symmetric=False)
+    options = {"scale": found.scale, "zero_point": found.zero_point}
+    ordered, _ = torch.sort(x)
+    once = fake_quantize(ordered, name, **options)
+    assert torch.equal(fake_quantize(once, name, **options), once)
+    assert bool((once.diff() >= 0).all())
+
+
 @given(numbers, names)
 @moderate
 def test_keeps_order_within_a_block(x, name):
@@ -355,7 +366,7 @@ def test_is_never_farther_than_half_the_gap_of_the_format(x, name):
     found, scale = through(x, name)
     number_format = FORMATS[name]
     if number_format.family == "int":
-        bound = torch.full_like(x, 0.5 * float(scale))
+        bound = 0.5 * float(scale) + x.abs() * 2.0**-22  # x / scale rounds too
     elif number_format.block_size == 0:
         gap = 2.0 ** -(number_format.mantissa_bits + 1)
         least = 2.0**number_format.min_exponent * gap * (1.0 if scale is None else float(scale))
@@ -384,7 +395,7 @@ def narrow_grid(name):
 def test_rounding_at_random_takes_one_of_the_two_neighbours_and_is_unbiased(name):
     grid = narrow_grid(name)
     generator = seeded(6)
-    middle = len(grid) // 2 + (0 if name.startswith("u") else 0)
+    middle = len(grid) // 2
     for low, high in [(grid[middle], grid[middle + 1]), (grid[0], grid[1])]:
         for share in (0.25, 0.6875):
             value = float(low + share * (high - low))
@@ -434,7 +445,7 @@ def test_the_gradient_of_wide_floats_is_one(name):
 @pytest.mark.parametrize("name", [name for name in BLOCKED if name != "nvfp4"])
 def test_the_gradient_of_blocks_is_zero_where_a_value_saturates(name):
     top = FORMATS[name].max_value
-    x = torch.tensor([top, -top, 0.5, top * 1.01, -top * 1.01, 0.0], requires_grad=True)
+    x = torch.tensor([top, -top, 0.5, top * 1.005, -top * 1.005, 0.0], requires_grad=True)
     (fake_quantize(x, name) * torch.arange(1.0, 7.0)).sum().backward()
     assert x.grad.tolist() == [1, 2, 3, 0, 0, 6]
 
@@ -447,7 +458,7 @@ def test_gradients_pass_at_random_rounding_too_and_to_x_alone(name):
     fake_quantize(x, name, scale=scale, generator=seeded(9)).sum().backward()
     # in blocks the largest values may saturate
     assert set(x.grad.unique().tolist()) <= ({0.0, 1.0} if FORMATS[name].block_size else {1.0})
-    assert float(x.grad.mean()) > 0.8
+    assert float(x.grad.mean()) > 0.7
     assert scale is None or scale.grad is None
 
 
@@ -464,10 +475,9 @@ def test_no_gradient_is_kept_where_none_is_asked_for(name):
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
 def test_empty_tensors_stay_empty(name, shape):
     x = torch.zeros(shape)
-    for axis in (None, 0):
-        found = qparams_for(x, name, axis=axis if FORMATS[name].is_scaled else None)
-        axis = axis if FORMATS[name].is_scaled else None
-        assert fake_quantize(x, name, scale=found.scale, axis=axis).shape == shape
+    for axis in (None, 0) if FORMATS[name].is_scaled else (None,):
+        scale = qparams_for(x, name, axis=axis).scale
+        assert fake_quantize(x, name, scale=scale, axis=axis).shape == shape
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -498,7 +508,7 @@ def test_subnormal_tensors_become_zeros_not_noise(name):
 def test_memory_layout_does_not_matter(name):
     x = torch.randn(4, 6, 5, 3, generator=seeded(10))
     scale = qparams_for(x, name).scale
-    expected = fake_quantize(x, name, scale=scale, axis=None if scale is None else None)
+    expected = fake_quantize(x, name, scale=scale)
     last = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(fake_quantize(last, name, scale=scale), expected)
     turned = x.transpose(0, 3).contiguous().transpose(0, 3)
@@ -635,7 +645,7 @@ def test_too_few_or_too_many_scales_are_refused():
         )
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 4, 3, 2, 2), (3, 2, 1), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 3, 2, 2), (3, 1, 3), (1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("name", ["int4", "fp8_e4m3"])
 def test_scales_that_do_not_broadcast_are_refused(name, shape):
     wanted = f"scales must broadcast to the tensor's shape (4, 3, 2, 2), got {shape}"

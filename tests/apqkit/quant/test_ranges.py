@@ -1,16 +1,22 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from apqkit.formats import format_named
+from apqkit.formats import FORMATS, format_named
 from apqkit.quant.quantize import fake_quantize
-from apqkit.quant.ranges import activation_scale, weight_scale
+from apqkit.quant.ranges import (
+    SMALLEST_SCALE,
+    activation_scale,
+    clip_multiple,
+    params_of_range,
+    weight_scale,
+)
 
 NARROW = ("int2", "int3", "int4", "int5", "int6", "fp4_e2m1")
-WIDE = ("int7", "int8", "fp8_e4m3", "fp8_e5m2")
+WIDE = ("int7", "int8", "int16", "fp8_e4m3", "fp8_e5m2", "fp8_e3m4", "fp6_e2m3", "fp6_e3m2")
 GAUSSIAN = torch.from_numpy(ndtri((np.arange(20_001) + 0.5) / 20_001)).float()
 
 
@@ -138,3 +144,74 @@ def test_an_all_zero_tensor_does_not_divide_by_zero(name):
 def test_a_value_that_is_not_a_number_reaches_the_scale(name):
     values = torch.tensor([1.0, float("nan")])
     assert activation_scale(values, format_named(name), signed=True).isnan()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_these_formats_and_no_others_are_clipped(signed):
+    clipped = {name for name in FORMATS if clip_multiple(FORMATS[name], signed=signed) is not None}
+    narrow = {f"{prefix}{bits}" for prefix in ("int", "uint") for bits in range(2, 7)}
+    assert {name for name in clipped if FORMATS[name].is_scaled} == {*narrow, "fp4_e2m1"}
+    for bits in range(2, 6):
+        fewer, more = (clip_multiple(FORMATS[f"int{b}"], signed=signed) for b in (bits, bits + 1))
+        assert fewer < more
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].is_scaled])
+def test_symmetric_ranges_take_the_larger_end_to_the_top(name):
+    low, high = torch.tensor([-3.0, -1.0, 0.5, -2.0]), torch.tensor([1.0, 4.0, 2.0, -1.0])
+    scale, zero = params_of_range(low, high, FORMATS[name], symmetric=True)
+    reach = [1.0, 4.0, 2.0, 0.0] if name[0] == "u" else [3.0, 4.0, 2.0, 2.0]
+    wanted = [max(each / FORMATS[name].max_value, 1e-8) for each in reach]
+    assert scale.tolist() == pytest.approx(wanted)
+    assert zero.tolist() == [0, 0, 0, 0]
+
+
+ends = st.floats(-1000, 1000, width=32)
+
+
+@given(ends, ends, st.sampled_from([name for name in FORMATS if FORMATS[name].family == "int"]))
+@settings(max_examples=200, deadline=None)
+def test_affine_ranges_are_stretched_to_zero_and_held_by_the_levels(first, second, name):
+    low, high = min(first, second), max(first, second)
+    span = max(high, 0.0) - min(low, 0.0)
+    assume(span > 0.001)  # above the floor
+    number_format = FORMATS[name]
+    scale, zero = (
+        float(each[0])
+        for each in params_of_range(
+            torch.tensor([low]), torch.tensor([high]), number_format, symmetric=False
+        )
+    )
+    lowest, highest = number_format.lowest_level, number_format.highest_level
+    assert zero == int(zero)
+    assert lowest <= zero <= highest
+    assert scale == pytest.approx(span / (highest - lowest), rel=1e-5)
+    # the ends of the levels lie within half a step of the ends of the range
+    slack = scale * 0.5 + span * 1e-5
+    assert abs((highest - zero) * scale - max(high, 0.0)) <= slack
+    assert abs((lowest - zero) * scale - min(low, 0.0)) <= slack
+
+
+def test_affine_parameters_on_known_ranges():
+    low, high = torch.tensor([-1.0, 0.0, 2.0, -6.0, 0.0]), torch.tensor([3.0, 3.0, 6.0, -3.0, 0.0])
+    scale, zero = params_of_range(low, high, FORMATS["uint2"], symmetric=False)
+    assert scale.tolist() == pytest.approx([4 / 3, 1.0, 2.0, 2.0, 1e-8])
+    assert zero.tolist() == [1, 0, 0, 3, 0]
+    scale, zero = params_of_range(low, high, FORMATS["int2"], symmetric=False)
+    assert zero.tolist() == [-1, -2, -2, 1, -2]
+
+
+def test_affine_ranges_may_span_all_of_fp32():
+    largest = torch.tensor([torch.finfo(torch.float32).max])
+    scale, zero = params_of_range(-largest, largest, FORMATS["int8"], symmetric=False)
+    assert float(scale) == pytest.approx(2 * float(largest) / 255)
+    assert zero.tolist() in ([0.0], [-1.0])
+
+
+def test_the_least_scale_is_the_documented_one():
+    assert SMALLEST_SCALE == 1e-8
+    for symmetric in (True, False):
+        found = params_of_range(
+            torch.zeros(2), torch.zeros(2), FORMATS["int8"], symmetric=symmetric
+        )
+        assert found[0].tolist() == pytest.approx([1e-8] * 2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from apqkit.quant.rounding import round_in_place
+from apqkit.quant.rounding import just_above, pass_within, round_in_place
 
 
 def seeded(seed=0):
@@ -85,3 +85,31 @@ def test_a_view_changes_the_tensor_below_it():
     x = torch.full((2, 4), 1.75)
     round_in_place(x[:, ::2], None)
     assert x.tolist() == [[2.0, 1.75, 2.0, 1.75]] * 2
+
+
+def test_gradients_pass_strictly_between_the_bounds():
+    values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 2.0, float("inf")])
+    gradient = torch.arange(1.0, 9.0)
+    assert pass_within(gradient, values, -1.0, 1.0).tolist() == [0, 0, 3, 4, 5, 0, 0, 0]
+
+
+def test_gradients_pass_in_any_layout_and_blocked_ones_are_zero_even_if_infinite():
+    generator = seeded(7)
+    values = torch.randn(2, 3, 4, 5, generator=generator) * 2
+    gradient = torch.randn(2, 3, 4, 5, generator=generator)
+    last = values.contiguous(memory_format=torch.channels_last)
+    wanted = gradient * ((values > -1) & (values < 1))
+    assert torch.equal(pass_within(gradient, last, -1.0, 1.0), wanted)
+    same = gradient[:1].expand(2, -1, -1, -1)
+    assert torch.equal(pass_within(same, last, -9.0, 9.0), same)
+    infinite = torch.full_like(values, float("inf"))
+    assert bool((pass_within(infinite, values, 50.0, 60.0) == 0).all())
+
+
+@pytest.mark.parametrize("value", [6.0, 7.5, 28.0, 448.0, 57344.0, 127 / 64, 3.4e38])
+def test_the_number_just_above_is_the_next_one(value):
+    value = float(np.float32(value))
+    found = just_above(value)
+    bits = np.float32(found).view(np.int32)
+    assert bits - 1 == np.float32(value).view(np.int32)
+    assert found == float(np.float32(found))
