@@ -4,8 +4,8 @@
 
 Trains a small MobileNet (depthwise separable, batch norms) on Fashion-MNIST in fp32, then
 quantizes it with batch norms folded: weights per tensor and per channel, by the largest magnitude
-and by searched ranges, at 8 and 4 bits; then trains the 4-bit ones on with quantization in the loop
-(straight through, or with learned steps). The story is Krishnamoorthi's (2018): folding gives the
+and by searched ranges, at 8 and 4 bits; then trains the 4-bit ones on with quantization in the
+loop (straight through, or with learned steps). The story is Krishnamoorthi's (2018): folding gives the
 channels of depthwise weights very different ranges, so that one scale for all loses most of them.
 Accuracies are on the 10,000 test images; nothing is chosen by them. Prints one table and writes
 ``results/ptq_qat.json``.

@@ -13,6 +13,7 @@ in fp32 and with their formats. All take turns; medians count. Writes
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def _training_steps(subnets: int, repeats: int) -> dict[str, float]:
     table = space.network(draw_uniform(space, subnets, np.random.default_rng(0)))
     kinds = {"fp32": table.in_fp32(), "with formats": table}
     timed = {
-        f"{kind} {index}": lambda layers=each.layers(index): step(layers)
+        f"{kind} {index}": partial(step, each.layers(index))
         for index in range(subnets)
         for kind, each in kinds.items()
     }

@@ -162,7 +162,7 @@ def time_models(
             p10_ms=float(np.quantile(row, 0.1)),
             p90_ms=float(np.quantile(row, 0.9)),
             runs=runs,
-            note="fp8 emulated" if _has_float8(path) else "",
+            note=_timing_note(path),
         )
         for row, path in zip(counted, paths, strict=True)
     ]
@@ -217,3 +217,11 @@ def _constant_types(proto: onnx.ModelProto) -> Mapping[str, int]:
 
 def _has_float8(path: Path) -> bool:
     return any("FLOAT8" in name for name in _constant_types(_read(path)))
+
+
+def _timing_note(path: Path) -> str:
+    """Says why a time is not that of hardware made for the formats; "" where it may be."""
+    if _has_float8(path):
+        return "fp8 emulated"
+    rounded = any(node.op_type == "Round" for node in _read(path).graph.node)
+    return "activations rounded by ordinary nodes" if rounded else ""

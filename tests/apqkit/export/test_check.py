@@ -89,6 +89,19 @@ def test_a_reference_is_timed_in_turn(exported, splits):
     assert 0 < report["latency"]["p10_ms"] <= report["latency"]["median_ms"]
 
 
+def test_times_of_emulated_formats_say_so(frozen, tmp_path):
+    notes = {}
+    for name in ("int8", "fp4_e2m1", "fp8_e5m2"):
+        export_onnx(frozen("int8", name), SHAPE, tmp_path / f"{name}.onnx", {})
+        (latency,) = time_models([tmp_path / f"{name}.onnx"], SHAPE, batch=1, runs=2)
+        notes[name] = latency.note
+    assert notes == {
+        "int8": "",
+        "fp4_e2m1": "activations rounded by ordinary nodes",
+        "fp8_e5m2": "fp8 emulated",
+    }
+
+
 def test_fp8_is_loaded_so_that_optimisation_changes_nothing(exported, splits):
     model, path = exported["fp8_e4m3"]
     report = check_model(path, model, splits.validation)

@@ -80,3 +80,5 @@ def test_formats_without_a_scale_of_their_own_have_no_carrier(name):
 def test_plug_in_widths_are_carried_while_there_is_a_carrier():
     assert carrier_bits(NumberFormat("int9", "int", 9, max_value=255.0)) == 16
     assert carrier_bits(NumberFormat("int17", "int", 17, max_value=65535.0)) is None
+    wide = NumberFormat("fp8_e2m5", "float", 8, exponent_bits=2, max_value=7.875)
+    assert (value_step(wide), carrier_bits(wide)) == (2.0**-5, 16)  # 252 steps, of either sign

@@ -51,6 +51,13 @@ def test_whole_numbers_stay_whole_up_to_the_end_of_fp32():
     assert torch.equal(round_in_place(many.clone(), seeded(3)), many)
 
 
+@pytest.mark.parametrize(("noise", "wanted"), [(0.0, [2, 3, -1, -2]), (0.5, [2, 2, -1, -2])])
+def test_a_draw_of_zero_moves_no_whole_number(monkeypatch, noise, wanted):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, noise))
+    x = torch.tensor([2.0, 2.25, -1.25, -2.0])
+    assert round_in_place(x, seeded()).tolist() == wanted
+
+
 def test_a_value_just_below_a_whole_number_never_passes_it():
     x = torch.full((100_000,), 1.0 - 2.0**-24)
     assert set(round_in_place(x, seeded(4)).tolist()) <= {0.0, 1.0}
