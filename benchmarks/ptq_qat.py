@@ -5,8 +5,8 @@
 Trains a small MobileNet (depthwise separable, batch norms) on Fashion-MNIST in fp32, then
 quantizes it with batch norms folded: weights per tensor and per channel, by the largest magnitude
 and by searched ranges, at 8 and 4 bits; then trains the 4-bit ones on with quantization in the
-loop (straight through, or with learned steps). The story is Krishnamoorthi's (2018): folding gives the
-channels of depthwise weights very different ranges, so that one scale for all loses most of them.
+loop (straight through, or with learned steps). The story is Krishnamoorthi's (2018): folding gives
+the channels of depthwise weights very different ranges, so that one scale for all loses most.
 Accuracies are on the 10,000 test images; nothing is chosen by them. Prints one table and writes
 ``results/ptq_qat.json``.
 """
@@ -27,7 +27,7 @@ from apqkit.quant import LayerFormats, QuantScheme, calibrate, prepare
 from apqkit.training import evaluate, finetune
 from apqkit.types import Progress
 
-_EPOCHS, _QAT_EPOCHS = 1, 1
+_EPOCHS, _QAT_EPOCHS = 4, 2
 _RATE, _QAT_RATE = 4e-3, 1e-3
 _TENSOR = QuantScheme(weight_granularity="tensor", weight_rule="minmax", activation_rule="minmax")
 _CHANNEL = QuantScheme(weight_rule="minmax", activation_rule="minmax")

@@ -61,8 +61,8 @@ def export_onnx(
         path: Where the file goes; it is written whole or not at all.
         metadata: JSON values kept in the file by name.
         carrier: ``int8`` stores weights under 8 bits as int8, for which runtimes have kernels;
-            ``packed`` stores int2 in 2 bits and int3 and int4 in 4, for a small file. The numbers
-            are the same.
+            ``packed`` stores int2 in 2 bits and int3 and int4 in 4 bits, for a small file that is
+            unpacked when it is loaded, which needs a newer runtime. The numbers are the same.
         opset: ONNX operator set; None takes 21, or the first later one that has all types.
 
     Raises:

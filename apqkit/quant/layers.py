@@ -26,6 +26,7 @@ from apqkit.quant.weights import (
     QuantScheme,
     quantize_weight,
     quantized_with,
+    scale_shape,
     scales_of_weight,
 )
 
@@ -120,8 +121,7 @@ class _WeightedLayer(QuantLayer):
         self.scheme = scheme
         self.weight = nn.Parameter(weight)
         self.register_parameter("weight_step", None)
-        scale = scales_of_weight(weight.detach(), weight_format, scheme)
-        shape = (channels,) if scale is None else scale.shape
+        shape = scale_shape(weight.detach(), weight_format, scheme)
         self.register_buffer("frozen_weight", torch.full_like(weight, float("nan")))
         self.register_buffer("frozen_scale", torch.ones(shape))
         self.register_buffer("frozen_bias", torch.zeros(channels))

@@ -19,6 +19,7 @@ _BINS = 4096  # of a histogram, over both signs
 _FRACTIONS = 100  # of the range that are tried
 _PERCENTILE = 0.9999
 _MOMENTUM = 0.1
+_LOST_MASS = 20.0  # the price, in nats, of values that the quantized distribution has none of
 _WIDEST_SEARCHED = 8  # bits; finer formats than a histogram's bins keep the whole range
 
 
@@ -195,7 +196,31 @@ class _Searched(Histogram):
 
 
 class MeanSquaredError(_Searched):
-    """The clip with the least mean squared error of the quantized values."""
+    """The clip with the least mean squared error of the quantized values.
+
+    Few values, such as those of a group of weights, are kept as they are; more go into bins.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: Tensor | None = None
+
+    def update(self, rows: Tensor) -> None:
+        """Takes in a batch."""
+        if self._counts is None:
+            rows = rows if self._values is None else torch.cat([self._values, rows], dim=1)
+            if rows.shape[1] <= _BINS:
+                self._range.update(rows)
+                self._values = rows
+                return
+            self._values = None
+        super().update(rows)
+
+    @property
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        if self._values is None:
+            return super()._seen
+        return self._values, torch.ones_like(self._values, dtype=torch.float64)
 
     def _loss(self, middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:
         return ((quantized - middles).double().square() * counts).sum(dim=1)
@@ -209,28 +234,40 @@ class KullbackLeibler(_Searched):
     """
 
     def _loss(self, middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:
-        losses = [self._divergence(*row) for row in zip(middles, counts, quantized, strict=True)]
-        return torch.stack(losses) if losses else counts.new_zeros(0)
-
-    @staticmethod
-    def _divergence(middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:
-        _, level = torch.unique(quantized, return_inverse=True)
-        width = middles[-1] - middles[-2]
-        held = (middles >= quantized.amin() - width) & (middles <= quantized.amax() + width)
+        width = middles[:, -1:] - middles[:, -2:-1]
+        low, high = quantized[:, :1], quantized[:, -1:]  # levels rise with the bins
+        held = (middles >= low - width) & (middles <= high + width)
         kept = counts * held
-        reference = kept.clone()
-        inside = held.nonzero()
-        reference[inside[0]] += counts[: int(inside[0])].sum()
-        reference[inside[-1]] += counts[int(inside[-1]) + 1 :].sum()
-        size = int(level.max()) + 1
-        mass = kept.new_zeros(size).scatter_add_(0, level, kept)
-        bins = kept.new_zeros(size).scatter_add_(0, level, (kept > 0).double())
-        model = torch.where(kept > 0, mass[level] / bins[level].clamp(min=1.0), 0.0)
-        reference, model = reference / reference.sum(), model / model.sum().clamp(min=1e-300)
+        reference = _normalized(kept + _piled_up(counts, held))
+        model = _normalized(_shared_among_levels(kept, quantized))
         both = (reference > 0) & (model > 0)
-        lost = reference[(reference > 0) & (model == 0)].sum()
-        ratio = reference[both] / model[both]
-        return (reference[both] * ratio.log()).sum() + 20.0 * lost  # 20: a mass that has no image
+        terms = torch.where(both, reference * (reference / model.where(both, 1.0)).log(), 0.0)
+        lost = torch.where(both, 0.0, reference).sum(dim=1)
+        return torch.nan_to_num(terms).sum(dim=1) + _LOST_MASS * lost
+
+
+def _piled_up(counts: Tensor, held: Tensor) -> Tensor:
+    """Returns (r, bins) of what lies outside the held bins, at the first and last of them."""
+    first = held.to(torch.uint8).argmax(dim=1, keepdim=True)
+    last = held.shape[1] - 1 - held.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    index = torch.arange(held.shape[1], device=held.device)
+    piled = torch.zeros_like(counts)
+    piled.scatter_add_(1, first, (counts * (index < first)).sum(dim=1, keepdim=True))
+    return piled.scatter_add_(1, last, (counts * (index > last)).sum(dim=1, keepdim=True))
+
+
+def _shared_among_levels(kept: Tensor, quantized: Tensor) -> Tensor:
+    """Returns (r, bins) with the mass of each level spread evenly over its bins with values."""
+    level = torch.zeros_like(kept, dtype=torch.int64)
+    level[:, 1:] = (quantized.diff(dim=1) != 0).cumsum(dim=1)
+    filled = (kept > 0).double()
+    mass = torch.zeros_like(kept).scatter_add_(1, level, kept)
+    bins = torch.zeros_like(kept).scatter_add_(1, level, filled)
+    return filled * (mass / bins.clamp(min=1.0)).gather(1, level)
+
+
+def _normalized(counts: Tensor) -> Tensor:
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 OBSERVERS: dict[str, type[Observer]] = {

@@ -36,7 +36,7 @@ OPSET = 21
 """The ONNX operator set of a model, unless what it holds needs a later one."""
 
 Carrier = Literal["int8", "packed"]
-"""How weights under 8 bits are stored: as int8, which kernels read, or in as few bits as go."""
+"""How weights of at most 4 bits are stored: as int8, or in 2 or 4 bits and cast when loaded."""
 
 _SMALLEST_SCALE = 1e-8
 _FLOAT8 = {"fp8_e4m3": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
@@ -180,12 +180,12 @@ def lower_weight(
     levels = values / spread
     if number_format.name in _FLOAT8:
         parts.needs[f"{number_format.name} weights"] = _FLOAT8_OPSET
-        code = parts.typed_constant(f"{target}.code", levels, _FLOAT8[number_format.name])
+        stored: int = _FLOAT8[number_format.name]
+        code = parts.typed_constant(f"{target}.code", levels, stored)
     else:
-        code = _integer_code(parts, target, number_format, np.rint(levels / unit), carrier)
+        code, stored = _integer_code(parts, target, number_format, levels / unit, carrier)
         scale = (scale * unit).astype(np.float32)
     step = parts.constant(f"{target}.scale", scale)
-    stored = parts.constants[-2].data_type
     # Integer kernels are fused only where zero points are spelled out.
     zero = parts.typed_constant(f"{target}.zero", np.zeros(scale.shape, np.float32), stored)
     parts.node("DequantizeLinear", [code, step, zero], target, attributes)
@@ -197,18 +197,23 @@ def _integer_code(
     number_format: NumberFormat,
     levels: NDArray[np.float32],
     carrier: Carrier,
-) -> str:
+) -> tuple[str, int]:
+    """Stores whole levels; returns the name and the type of the tensor that is dequantized."""
     bits = carrier_bits(number_format)
     if bits is None:
         raise ExportError(_no_form("weights", number_format))
+    whole = np.rint(levels)
     if bits == 16:
         parts.needs[f"{number_format.name} weights"] = _WIDE_OPSET
-        return parts.constant(f"{target}.code", levels.astype(np.int16))
+        return parts.typed_constant(f"{target}.code", whole, TensorProto.INT16), TensorProto.INT16
     packed = next((b for b in _PACKED if number_format.bits <= b), None)
-    if carrier == "packed" and number_format.family == "int" and packed is not None:
-        data_type, parts.needs[f"packed {number_format.name} weights"] = _PACKED[packed]
-        return parts.typed_constant(f"{target}.code", levels, data_type)
-    return parts.constant(f"{target}.code", levels.astype(np.int8))
+    if carrier == "int8" or number_format.family != "int" or packed is None:
+        return parts.typed_constant(f"{target}.code", whole, TensorProto.INT8), TensorProto.INT8
+    data_type, parts.needs[f"packed {number_format.name} weights"] = _PACKED[packed]
+    code = parts.typed_constant(f"{target}.packed", whole, data_type)
+    # Runtimes unpack a constant once, when they load it, and have kernels for int8 alone.
+    unpacked = parts.node("Cast", [code], f"{target}.code", {"to": TensorProto.INT8})
+    return unpacked, TensorProto.INT8
 
 
 def lower_bias(

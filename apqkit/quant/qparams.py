@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from apqkit.errors import FormatError
 from apqkit.formats import NumberFormat, format_named
 from apqkit.quant.blocks import tensor_scale
 from apqkit.quant.observers import OBSERVERS, Observer
-from apqkit.quant.quantize import check_finite, checked_axis
+from apqkit.quant.quantize import check_finite, checked_axis, fake_quantize
 from apqkit.quant.ranges import params_of_range
 from apqkit.registry import lookup
 
@@ -53,6 +54,24 @@ class QuantParams:
     zero_point: Tensor | int
     granularity: Granularity
 
+    def fake_quantize(
+        self,
+        x: Tensor,
+        format: NumberFormat | str,  # noqa: A002 - as there
+        *,
+        narrow_range: bool = False,
+    ) -> Tensor:
+        """Returns :func:`apqkit.quant.fake_quantize` of x with these parameters."""
+        return fake_quantize(
+            x,
+            format,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            axis=self.granularity.axis,
+            group_size=self.granularity.group_size,
+            narrow_range=narrow_range,
+        )
+
 
 def qparams_for(
     x: Tensor,
@@ -89,11 +108,11 @@ def qparams_for(
     """
     number_format = format_named(format) if isinstance(format, str) else format
     granularity = Granularity(axis, group_size)
+    _check_asked(x, number_format, granularity, symmetric=symmetric, name=name)
     check_finite(x, name)
-    if number_format.name == "nvfp4":
-        return QuantParams(tensor_scale(x.detach(), number_format), 0, granularity)
     if not number_format.is_scaled:
-        return QuantParams(None, 0, granularity)
+        scale = tensor_scale(x.detach(), number_format) if number_format.name == "nvfp4" else None
+        return QuantParams(scale, 0, granularity)
     observer = lookup(OBSERVERS, rule, "rule for ranges")()
     rows, shape = rows_of(x.detach(), granularity)
     if not rows.numel():
@@ -102,6 +121,23 @@ def qparams_for(
     return observed_params(
         observer, number_format, symmetric=symmetric, granularity=granularity, shape=shape
     )
+
+
+def _check_asked(
+    x: Tensor, number_format: NumberFormat, granularity: Granularity, *, symmetric: bool, name: str
+) -> None:
+    if x.dtype != torch.float32:
+        raise FormatError(f"{name} must be a float32 tensor to be quantized, got {x.dtype}")
+    if granularity.axis is not None:
+        checked_axis(granularity.axis, x.dim())
+    if not symmetric and number_format.family != "int":
+        raise FormatError(f"format {number_format.name} takes no zero point: it is symmetric")
+    size = granularity.group_size
+    if number_format.block_size and size not in (None, number_format.block_size):
+        raise FormatError(
+            f"format {number_format.name} has blocks of {number_format.block_size}, "
+            f"got group_size {size}"
+        )
 
 
 def observed_params(
@@ -120,12 +156,7 @@ def observed_params(
         symmetric: See :func:`qparams_for`.
         granularity: That of the rows.
         shape: That of the scales.
-
-    Raises:
-        FormatError: An affine float is asked for.
     """
-    if not symmetric and number_format.family != "int":
-        raise FormatError(f"format {number_format.name} takes no zero point: it is symmetric")
     low, high = observer.limits(number_format, symmetric=symmetric)
     scale, zero_point = params_of_range(low, high, number_format, symmetric=symmetric)
     return QuantParams(scale.reshape(shape), zero_point.reshape(shape), granularity)

@@ -1,4 +1,5 @@
 import inspect
+import time
 
 import numpy as np
 import pytest
@@ -376,7 +377,9 @@ def test_kl_leaves_out_far_outliers(symmetric):
 
 
 def test_kl_loses_all_images_of_what_its_levels_cannot_show():
-    divergence = OBSERVERS["kl"]._divergence
+    def divergence(middles, counts, quantized):
+        return OBSERVERS["kl"]()._loss(middles[None], counts[None], quantized[None])
+
     middles = torch.linspace(-1, 1, 8)
     counts = torch.tensor([0.0, 1.0, 3.0, 6.0, 6.0, 3.0, 1.0, 0.0], dtype=torch.float64)
     same = divergence(middles, counts, middles)
@@ -397,3 +400,29 @@ def test_cuda_finds_the_same(rule):
     found = limits(rule, *(each.cuda() for each in batches))
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one.cpu(), other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["mse", "kl"])
+def test_ranges_of_many_short_rows_are_found_quickly(rule):
+    rows = drawn(256, 32)
+    began = time.perf_counter()
+    low, high = limits(rule, rows)
+    assert time.perf_counter() - began < 20.0  # one row after the other took minutes
+    assert low.shape == high.shape == (256,)
+
+
+def test_mse_keeps_few_values_as_they_are_and_many_in_bins():
+    few, many = drawn(3, 1000), drawn(3, 3000)
+    observer = OBSERVERS["mse"]()
+    observer.update(few)
+    observer.update(many)
+    whole = OBSERVERS["mse"]()
+    whole.update(torch.cat([few, many], dim=1))
+    for number_format in (FORMATS["int4"], FORMATS["int3"]):
+        found = observer.limits(number_format, symmetric=True)
+        assert torch.equal(
+            torch.stack(found), torch.stack(whole.limits(number_format, symmetric=True))
+        )
+    observer.update(drawn(3, 2000))  # now they are too many
+    assert observer._values is None
+    assert float(observer._counts.sum()) == 3 * 6000

@@ -133,7 +133,7 @@ def test_packed_weights_are_the_same_numbers_in_fewer_bits(name, stored, opset):
     scale = weight_scale(weight, number_format).flatten().numpy()
     parts = GraphParts()
     lower_weight(parts, "w", number_format, values, scale, carrier="packed")
-    code = next(each for each in parts.constants if each.name == "w.code")
+    code = next(each for each in parts.constants if each.name == "w.packed")
     assert code.data_type == stored
     bits = 2 if stored == TensorProto.INT2 else 4
     assert len(code.SerializeToString()) < values.size * bits / 8 + 40

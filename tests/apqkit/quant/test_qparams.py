@@ -329,3 +329,37 @@ def test_observers_of_several_rows_give_scales_of_the_asked_shape():
     assert (found.scale * 255).tolist() == [[3, 6], [9, 12]]
     assert found.zero_point.tolist() == [[0, 0], [0, 0]]
     assert found.granularity == Granularity(1, 3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("axis", "group_size"), [(None, None), (1, None), (1, 4)])
+def test_parameters_apply_themselves(symmetric, axis, group_size):
+    x = torch.randn(3, 10, generator=torch.Generator().manual_seed(0)) + 0.3
+    found = qparams_for(x, "uint4", axis=axis, group_size=group_size, symmetric=symmetric)
+    expected = fake_quantize(
+        x,
+        "uint4",
+        scale=found.scale,
+        zero_point=found.zero_point,
+        axis=axis,
+        group_size=group_size,
+    )
+    assert torch.equal(found.fake_quantize(x, "uint4"), expected)
+    assert torch.equal(qparams_for(x, "mxint8", axis=0).fake_quantize(x, "mxint8"),
+                       fake_quantize(x, "mxint8", axis=0))  # fmt: skip
+
+
+def test_what_does_not_fit_a_format_is_refused_at_once():
+    x = torch.ones(4, 64)
+    cases = {
+        "format mxfp4_e2m1 has blocks of 32, got group_size 16": (
+            x, "mxfp4_e2m1", {"axis": 1, "group_size": 16},
+        ),
+        "format bf16 takes no zero point: it is symmetric": (x, "bf16", {"symmetric": False}),
+        "x must be a float32 tensor to be quantized, got torch.float64": (x.double(), "int8", {}),
+        "axis must be -2 to 1 for 2 axes, got 2": (x, "mxint8", {"axis": 2}),
+    }  # fmt: skip
+    for text, (values, name, arguments) in cases.items():
+        with pytest.raises(FormatError) as caught:
+            qparams_for(values, name, **arguments)
+        assert str(caught.value) == text
