@@ -1,5 +1,7 @@
 """Quantizers of activations: ranges follow the batch in training and are frozen by calibration."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ class ActivationQuantizer(nn.Module):
             check_finite(x, self.name)
             return self._unscaled(x, None)
         scale = activation_scale(x.detach(), self.number_format, signed=self.signed)
-        if not bool(scale.isfinite()):
+        if not math.isfinite(float(scale)):
             check_finite(x, self.name)
         return unchecked_fake_quantize(x, self.number_format, scale)
 

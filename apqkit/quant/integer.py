@@ -34,7 +34,9 @@ class _FakeQuantizeInteger(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(rounded)
             ctx.levels = levels
-        clamped = rounded.clamp(*levels)
+            clamped = rounded.clamp(*levels)
+        else:
+            clamped = rounded.clamp_(*levels)
         if shifted:
             clamped.sub_(zero_point)
         return clamped.mul_(scale)

@@ -32,14 +32,23 @@ def round_to_minifloat(
         Tensor like x. Values beyond the largest saturate, infinities too; NaN stays NaN, also for
         formats that cannot hold it; zeros keep their sign.
     """
-    magnitude = x.abs().clamp_(max=number_format.max_value)
-    binade = magnitude.view(torch.int32).bitwise_and(_EXPONENT_FIELD).view(torch.float32)
+    largest = number_format.max_value
+    return _round_clamped(x.clamp(-largest, largest), x, number_format, generator)
+
+
+def _round_clamped(
+    values: Tensor, signs: Tensor, number_format: NumberFormat, generator: torch.Generator | None
+) -> Tensor:
+    """Rounds values within the format's range in place; zeros take their sign from ``signs``."""
+    binade = values.view(torch.int32).bitwise_and(_EXPONENT_FIELD).view(torch.float32)
     binade.clamp_(min=2.0**number_format.min_exponent)
-    if generator is None:
-        pusher = binade.mul_(1.5 * 2.0 ** (_FP32_MANTISSA_BITS - number_format.mantissa_bits))
-        return magnitude.add_(pusher).sub_(pusher).copysign_(x)
-    step = binade.mul_(2.0**-number_format.mantissa_bits)
-    return round_in_place(magnitude.div_(step), generator).mul_(step).copysign_(x)
+    if generator is not None:
+        step = binade.mul_(2.0**-number_format.mantissa_bits)
+        steps = values.div_(step).abs_()
+        return round_in_place(steps, generator).mul_(step).copysign_(signs)
+    # 1.5 and not 1, so that a negative value leaves the sum in the same binade.
+    pusher = binade.mul_(1.5 * 2.0 ** (_FP32_MANTISSA_BITS - number_format.mantissa_bits))
+    return values.add_(pusher).sub_(pusher).copysign_(signs)
 
 
 class _FakeQuantizeMinifloat(torch.autograd.Function):
@@ -53,11 +62,14 @@ class _FakeQuantizeMinifloat(torch.autograd.Function):
         number_format: NumberFormat,
         generator: torch.Generator | None,
     ) -> Tensor:
-        scaled = torch.div(x, scale)
+        scaled, largest = torch.div(x, scale), number_format.max_value
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(scaled)
-            ctx.largest = number_format.max_value
-        return round_to_minifloat(scaled, number_format, generator).mul_(scale)
+            ctx.largest = largest
+            values = scaled.clamp(-largest, largest)
+        else:
+            values = scaled.clamp_(-largest, largest)
+        return _round_clamped(values, x, number_format, generator).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
