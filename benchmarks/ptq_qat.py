@@ -24,7 +24,8 @@ from apqkit.config import Config, load_config
 from apqkit.data import Splits, load_splits
 from apqkit.progress import RichProgress
 from apqkit.quant import LayerFormats, QuantScheme, calibrate, prepare
-from apqkit.training import evaluate, finetune
+from apqkit.training import finetune
+from apqkit.training.evaluate import evaluate
 from apqkit.types import Progress
 
 _EPOCHS, _QAT_EPOCHS = 4, 2

@@ -13,7 +13,7 @@ from apqkit.quant.observers import OBSERVERS, Observer
 from apqkit.quant.onnx_marker import mark_for_export
 from apqkit.quant.qparams import observed_params
 from apqkit.quant.quantize import check_finite, unchecked_fake_quantize
-from apqkit.quant.ranges import SMALLEST_SCALE, activation_scale
+from apqkit.quant.ranges import SMALLEST_SCALE, activation_scale, clip_multiple
 from apqkit.quant.weights import QuantScheme
 
 __all__ = ["ActivationQuantizer", "ObservedQuantizer"]
@@ -69,7 +69,8 @@ class ActivationQuantizer(nn.Module):
         scale = activation_scale(x.detach(), self.number_format, signed=self.signed)
         if not math.isfinite(float(scale)):
             check_finite(x, self.name)
-        return unchecked_fake_quantize(x, self.number_format, scale)
+        clips = clip_multiple(self.number_format, signed=self.signed) is not None
+        return unchecked_fake_quantize(x, self.number_format, scale, clips=clips)
 
     def _freeze(self, x: Tensor) -> None:
         """Widens the frozen range, if there is one, to that of a batch."""

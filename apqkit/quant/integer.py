@@ -24,16 +24,18 @@ class _FakeQuantizeInteger(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | int,
-        levels: tuple[int, int],
+        levels: tuple[int, int] | None,
         generator: torch.Generator | None,
     ) -> Tensor:
+        ctx.levels = levels
         shifted = isinstance(zero_point, Tensor) or zero_point != 0
         rounded = round_in_place(torch.div(x, scale), generator)
         if shifted:
             rounded.add_(zero_point)
-        if ctx.needs_input_grad[0]:
+        if levels is None:
+            clamped = rounded
+        elif ctx.needs_input_grad[0]:
             ctx.save_for_backward(rounded)
-            ctx.levels = levels
             clamped = rounded.clamp(*levels)
         else:
             clamped = rounded.clamp_(*levels)
@@ -43,6 +45,8 @@ class _FakeQuantizeInteger(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.levels is None:
+            return gradients[0], None, None, None, None
         (rounded,) = ctx.saved_tensors
         lowest, highest = ctx.levels
         passed = pass_within(gradients[0], rounded, lowest - 0.5, highest + 0.5)
@@ -53,7 +57,7 @@ def fake_quantize_integer(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | int,
-    levels: tuple[int, int],
+    levels: tuple[int, int] | None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Returns x rounded to integer levels times a scale.
@@ -62,7 +66,7 @@ def fake_quantize_integer(
         x: fp32 tensor of any shape.
         scale: Positive, broadcastable to x.
         zero_point: Level that stands for 0; a tensor must be broadcastable to x.
-        levels: Lowest and highest level.
+        levels: Lowest and highest level; None if no value of x lies beyond them.
         generator: Rounds at random if given (see :func:`apqkit.quant.rounding.round_in_place`).
 
     Returns:

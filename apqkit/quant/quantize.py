@@ -79,6 +79,7 @@ def unchecked_fake_quantize(
     zero_point: Tensor | int = 0,
     *,
     narrow_range: bool = False,
+    clips: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Returns what :func:`fake_quantize` does, for callers that know their arguments to be right.
@@ -89,13 +90,15 @@ def unchecked_fake_quantize(
         scale: Broadcastable to x; None for fp32 and bf16.
         zero_point: A level, or levels broadcastable to x.
         narrow_range: As there.
+        clips: False if the scale was found so that no value lies beyond an integer's levels, which
+            spares the look for those that do.
         generator: As there.
     """
     if scale is None:
         return x if number_format.is_fp32 else round_to_bfloat16(x, number_format)
     if number_format.family == "float":
         return fake_quantize_minifloat(x, scale, number_format, generator)
-    levels = integer_levels(number_format, narrow_range=narrow_range)
+    levels = integer_levels(number_format, narrow_range=narrow_range) if clips else None
     return fake_quantize_integer(x, scale, zero_point, levels, generator)
 
 

@@ -1,6 +1,5 @@
 """Training and evaluation: one loop each, and the recipes that use them."""
 
-from apqkit.training.evaluate import evaluate
 from apqkit.training.finetuning import finetune
 
-__all__ = ["evaluate", "finetune"]
+__all__ = ["finetune"]
