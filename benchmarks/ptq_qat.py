@@ -45,7 +45,7 @@ _PTQ = {
 _QAT = {
     "W4A8 per tensor, trained": (LayerFormats("int4", "int8"), _TENSOR),
     "W4A8 per channel, trained": (LayerFormats("int4", "int8"), _CHANNEL),
-    "W4A4 per channel, trained": (LayerFormats("int4", "int4"), _SEARCHED),
+    "W4A4 per channel, trained": (LayerFormats("int4", "int4"), QuantScheme()),
     "W4A4 per channel, learned steps": (LayerFormats("int4", "int4"), _LEARNED),
 }
 

@@ -211,12 +211,64 @@ def _blocks() -> str:
     )
 
 
+def _quantizers() -> str:
+    result = _result("quantizer_speed")
+    threads = {count: result[f"{count}_threads_ms"] for count in (1, 2)}
+    fastest = {
+        count: min(value for name, value in times.items() if name.startswith("torch"))
+        for count, times in threads.items()
+    }
+    rows = [
+        (
+            name,
+            *(f"{threads[n][name]:.1f} ({threads[n][name] / fastest[n]:.2f})" for n in (1, 2)),
+        )
+        for name in threads[1]
+    ]
+    step = result["step_ms"]
+    return "\n".join(
+        [
+            f"Fake quantization of {result['values']:,} values in ms, and relative to the fastest "
+            "of torch's own, which are no match bit for bit. A training step of random "
+            f"Fashion-MNIST subnets takes {step['with formats']:.1f} ms with their formats and "
+            f"{step['fp32']:.1f} ms in fp32: {result['step_ratio']:.2f} times as long.",
+            "",
+            _table(("quantizer", "1 thread", "2 threads"), rows),
+            "",
+            _source("quantizer_speed.py", "quantizer_speed"),
+        ]
+    )
+
+
+def _ptq_qat() -> str:
+    result = _result("ptq_qat")
+    rows = [
+        (name, f"{sum(values) / len(values):.3f}", *(f"{value:.3f}" for value in values))
+        for name, values in result["accuracy"].items()
+    ]
+    epochs = result["epochs"]
+    seeds = [f"seed {seed}" for seed in result["seeds"]]
+    return "\n".join(
+        [
+            "A small depthwise network on Fashion-MNIST, batch norms folded, quantized after "
+            f"training ({epochs['fp32']} epochs) and trained on with quantization in the loop "
+            f"({epochs['quantized']} epochs): test accuracy.",
+            "",
+            _table(("weights and activations", "mean", *seeds), rows),
+            "",
+            _source("ptq_qat.py --data DIR", "ptq_qat"),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "digits": _front,
     "jobs": _jobs,
     "transfer": _transfer,
     "phase": _phase,
     "blocks": _blocks,
+    "quantizers": _quantizers,
+    "ptq_qat": _ptq_qat,
 }
 """Every marked section of the README and what renders it."""
 

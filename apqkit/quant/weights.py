@@ -39,7 +39,8 @@ class QuantScheme:
             ``minmax`` loses less there than the default.
         weight_rule: How far ranges of weights reach; a name in ``OBSERVERS``.
         weight_training: What trains in quantization-aware training: ``range`` follows the weights,
-            ``lsq`` learns the step (integers).
+            by the rule, in every step (``mse`` and ``kl`` search, which makes a step many times
+            slower); ``lsq`` learns the step (integers).
         activation_granularity: One scale a tensor, frozen by calibration; or one a token, the last
             axis of a linear layer's input, found anew for each.
         activation_rule: How far ranges of activations reach.
