@@ -5,7 +5,8 @@ ApqkitError                 anything a user can mend; the shell prints the text 
 ├── UnknownNameError        a name that no table holds (format, space, data set, device, ...)
 ├── DataError               images or labels: missing file, broken file, wrong shape
 ├── FormatError             a number format that cannot do what is asked of it
-├── CalibrationError        a quantized layer that has no range, or met a value that is not finite
+├── CalibrationError        a quantized layer that cannot be frozen, or is not yet
+│   └── NonFiniteError      a tensor holds NaN or infinities
 ├── CostError               a cost that cannot be computed for these layers
 ├── LimitError              a limit that no candidate can meet, with the best attainable value
 ├── RunError                a run directory: foreign, locked, changed, damaged
@@ -22,6 +23,7 @@ __all__ = [
     "ExportError",
     "FormatError",
     "LimitError",
+    "NonFiniteError",
     "RunError",
     "TrainingError",
     "UnknownNameError",
@@ -49,7 +51,11 @@ class FormatError(ApqkitError):
 
 
 class CalibrationError(ApqkitError):
-    """A quantized layer has no range yet, or met a value that is not finite."""
+    """A quantized layer has no range yet, or cannot get one."""
+
+
+class NonFiniteError(CalibrationError):
+    """A tensor that is to be quantized holds NaN or infinities."""
 
 
 class CostError(ApqkitError):

@@ -13,6 +13,7 @@ from apqkit.registry import lookup
 
 __all__ = [
     "FORMATS",
+    "SMALLEST_SCALE",
     "NumberFormat",
     "format_code",
     "format_named",
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 Family = Literal["int", "float", "mx"]
+
+SMALLEST_SCALE = 1e-8
+"""The least scale: an all-zero tensor must not divide by zero."""
 
 _MINIFLOAT_BITS = 8
 _MX_BLOCK, _NV_BLOCK = 32, 16

@@ -1,5 +1,6 @@
 """Whether an exported model computes what was measured, and how fast it runs here."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,10 @@ def check_model(
         "constant_types": _constant_types(proto),
         "note": FLOAT8_NOTE if _has_float8(path) else "",
     }
+    if expected.ndim != 2 or expected.shape[1] < 2:
+        raise ExportError(
+            f"check_model takes models that write (images, classes), got shape {expected.shape}"
+        )
     best = np.sort(expected, axis=1)[:, -2:]
     beyond = best[:, 1] - best[:, 0] > output_step(model)
     for mode, optimised in (("unoptimised", False), ("optimised", True)):
@@ -113,9 +118,10 @@ def output_step(model: nn.Module) -> float:
     input has no levels of one step.
     """
     layers = [each for each in model.modules() if isinstance(each, QuantConv | QuantLinear)]
-    if not layers or not layers[-1].quantizer().is_static_int8:
+    if not layers or not layers[-1].quantizer().is_static_integer:
         return 0.0
-    return float(layers[-1].quantizer().scale * layers[-1].frozen_weight.abs().max())
+    step = float(layers[-1].quantizer().scale * layers[-1].frozen_weight.abs().max())
+    return step if math.isfinite(step) else 0.0
 
 
 def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.float32]:
@@ -202,9 +208,10 @@ def _faults_named(text: str) -> Iterator[None]:
 
 def _torch_logits(model: nn.Module, images: ImageSet) -> NDArray[np.float32]:
     model.eval()
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         parts = [
-            model(images.images(slice(start, start + _BATCH))).numpy()
+            model(images.images(slice(start, start + _BATCH)).to(device)).cpu().numpy()
             for start in range(0, len(images), _BATCH)
         ]
     return np.concatenate(parts)

@@ -7,7 +7,8 @@ replaced by the nodes that compute what that quantizer computes, with its own sc
 import io
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
 
-from apqkit.errors import ExportError
+from apqkit.errors import ApqkitError, ExportError
 from apqkit.quant.activations import ActivationQuantizer, ObservedQuantizer
 from apqkit.quant.layers import QuantConv, QuantLinear
 from apqkit.quant.onnx_marker import MARKER_DOMAIN, MARKER_OP
@@ -37,7 +38,7 @@ __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_onnx", "onnx_model"]
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 _TRACED_OPSET = 20  # the newest that torch's tracing exporter writes; later ones mean the same
-_FIRST_OPSET = 13  # scales an axis
+_FIRST_OPSET, _LAST_OPSET = 13, 26  # scales an axis; the newest that ONNX Runtime 1.31 loads
 _WITH_BIAS = ("Conv", "Gemm")
 
 _Weighted = QuantConv | QuantLinear
@@ -71,7 +72,7 @@ def export_onnx(
             share a name, or the graph is not valid.
     """
     exported = onnx_model(model, input_shape, metadata, carrier=carrier, opset=opset)
-    write_atomically(path, exported.SerializeToString())
+    write_atomically(Path(path), exported.SerializeToString())
 
 
 def onnx_model(
@@ -84,9 +85,8 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """Returns a calibrated model as an ONNX model (see :func:`export_onnx`)."""
     check_carrier(carrier)
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not _FIRST_OPSET <= opset <= newest:
-        raise ExportError(f"opset must be {_FIRST_OPSET} to {newest}, got {opset}")
+    if opset is not None and not _FIRST_OPSET <= opset <= _LAST_OPSET:
+        raise ExportError(f"opset must be {_FIRST_OPSET} to {_LAST_OPSET}, got {opset}")
     traced_opset = min(_TRACED_OPSET, opset or _TRACED_OPSET)
     traced = onnx.load_from_string(_trace(model, input_shape, traced_opset))
     parts = GraphParts()
@@ -107,6 +107,17 @@ def onnx_model(
     return lowered
 
 
+@contextmanager
+def _faults_named(text: str) -> Iterator[None]:
+    try:
+        yield
+    except ApqkitError:
+        raise
+    except Exception as fault:  # noqa: BLE001 - a model's own code may raise anything
+        reason = str(fault).strip().partition("\n")[0]
+        raise ExportError(f"{text}: {reason}") from None
+
+
 def _opset_for(parts: GraphParts, asked: int | None) -> int:
     """Returns the operator set to write, one that has all that is needed."""
     if asked is None:
@@ -119,10 +130,15 @@ def _opset_for(parts: GraphParts, asked: int | None) -> int:
 
 def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> bytes:
     buffer: Any = io.BytesIO()  # torch writes to one, though its annotation says paths only
-    example = torch.zeros(1, *input_shape)
-    with torch.no_grad():
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(1, *input_shape, device=device)
+    with (
+        torch.no_grad(),
+        _faults_named(f"the model cannot run on an input of {tuple(input_shape)}"),
+    ):
         model.eval()(example)  # refuses a model that is not frozen, which a trace would not
-    with warnings.catch_warnings(), torch.no_grad():
+    named = _faults_named("torch cannot export the model")
+    with warnings.catch_warnings(), torch.no_grad(), named:
         warnings.simplefilter("ignore")  # torch calls its tracing exporter legacy
         torch.onnx.export(
             model,
@@ -229,4 +245,7 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError) as fault:
+        raise ExportError(f"metadata must be JSON values: {fault}") from None

@@ -6,19 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from apqkit.errors import CalibrationError, FormatError
-from apqkit.formats import NumberFormat
+from apqkit.formats import SMALLEST_SCALE, NumberFormat
 from apqkit.quant.blocks import fake_quantize_blocks, tensor_scale
-from apqkit.quant.learned import lsq, lsq_gradient_scale, lsq_step, pact
+from apqkit.quant.learned import lsq, lsq_gradient_scale, pact
 from apqkit.quant.observers import OBSERVERS, Observer
 from apqkit.quant.onnx_marker import mark_for_export
 from apqkit.quant.qparams import observed_params
 from apqkit.quant.quantize import check_finite, unchecked_fake_quantize
-from apqkit.quant.ranges import SMALLEST_SCALE, activation_scale, clip_multiple
+from apqkit.quant.ranges import activation_scale, clip_multiple
 from apqkit.quant.weights import QuantScheme
 
 __all__ = ["ActivationQuantizer", "ObservedQuantizer"]
-
-_INT8_BITS = 8
 
 
 class ActivationQuantizer(nn.Module):
@@ -36,9 +34,9 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("scale", torch.tensor(float("nan")))
 
     @property
-    def is_static_int8(self) -> bool:
-        """Whether integer kernels can read what it writes: one frozen scale, at most 8 bits."""
-        return self.number_format.family == "int" and self.number_format.bits <= _INT8_BITS
+    def is_static_integer(self) -> bool:
+        """Whether it writes integer levels with one frozen scale."""
+        return self.number_format.family == "int"
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x as the format holds it."""
@@ -60,6 +58,9 @@ class ActivationQuantizer(nn.Module):
     def begin_calibration(self) -> None:
         """Forgets what earlier calibrations saw."""
         self.scale.fill_(float("nan"))
+
+    def end_calibration(self) -> None:
+        """Lets go of what was seen."""
 
     def _follow(self, x: Tensor) -> Tensor:
         """Returns x quantized in the range of this batch."""
@@ -112,7 +113,8 @@ class ObservedQuantizer(ActivationQuantizer):
 
     zero_point: Tensor
     sign: Tensor
-    step: nn.Parameter | None
+    trained: Tensor
+    log_step: nn.Parameter | None
 
     def __init__(
         self, number_format: NumberFormat, scheme: QuantScheme, *, name: str, block_axis: int
@@ -124,9 +126,9 @@ class ObservedQuantizer(ActivationQuantizer):
         self.register_buffer("zero_point", torch.zeros(()))
         self.register_buffer("sign", torch.tensor(1.0))
         learns = scheme.activation_training != "range" and number_format.family == "int"
-        self.register_parameter(
-            "step", nn.Parameter(torch.tensor(float("nan"))) if learns else None
-        )
+        # The logarithm trains: the step stays positive, and an optimiser's step is relative.
+        self.register_parameter("log_step", nn.Parameter(torch.zeros(())) if learns else None)
+        self.register_buffer("trained", torch.tensor(0.0))
         self.register_load_state_dict_post_hook(_follow_sign)
 
     @property
@@ -135,13 +137,17 @@ class ObservedQuantizer(ActivationQuantizer):
         return self.scheme.activation_granularity == "token" and self.number_format.is_scaled
 
     @property
-    def is_static_int8(self) -> bool:
-        """Whether integer kernels can read what it writes: one frozen scale, at most 8 bits."""
-        return super().is_static_int8 and not self.per_token
+    def is_static_integer(self) -> bool:
+        """Whether it writes integer levels with one frozen scale."""
+        return super().is_static_integer and not self.per_token
 
     def begin_calibration(self) -> None:
-        """Forgets what earlier calibrations saw; a learned step stays."""
+        """Forgets what earlier calibrations saw; a step that was trained stays."""
         super().begin_calibration()
+        self._observer = None
+
+    def end_calibration(self) -> None:
+        """Lets go of what was seen."""
         self._observer = None
 
     def take_sign(self, *, signed: bool) -> None:
@@ -155,21 +161,23 @@ class ObservedQuantizer(ActivationQuantizer):
             raise CalibrationError(
                 f"{self.name} does not know its range yet: call calibrate before training"
             )
-        if self.step is not None:
-            return self._learned(x, self.step)
         check_finite(x, self.name)
+        if self.log_step is not None:
+            self.trained.fill_(1.0)
+            return self._learned(x, self.log_step.exp())
         if not self.number_format.is_scaled or self.per_token:
             return self._frozen(x)
         scale, zero_point = self._observed(x, OBSERVERS[self.scheme.activation_rule]())
         return unchecked_fake_quantize(x, self.number_format, scale, zero_point)
 
     def _learned(self, x: Tensor, step: Tensor) -> Tensor:
-        positive = step.abs().clamp(min=torch.finfo(step.dtype).tiny)
+        share = lsq_gradient_scale(x[0].numel(), self.number_format)
         if self.scheme.activation_training == "pact":
-            return pact(x, positive * self.number_format.highest_level, self.number_format)
-        scale = lsq_gradient_scale(x[0].numel(), self.number_format)
+            clip = step * self.number_format.highest_level
+            clip = clip.detach() + share * (clip - clip.detach())  # else it drowns all others
+            return pact(x, clip, self.number_format)
         zero_point = self.zero_point
-        return lsq(x, positive, self.number_format, zero_point=zero_point, gradient_scale=scale)
+        return lsq(x, step, self.number_format, zero_point=zero_point, gradient_scale=share)
 
     def _observed(self, x: Tensor, observer: Observer) -> tuple[Tensor, Tensor]:
         if x.numel():
@@ -186,22 +194,18 @@ class ObservedQuantizer(ActivationQuantizer):
         if not self.number_format.is_scaled:
             super()._freeze(x)
             return
+        if self.log_step is not None and bool(self.trained):
+            self.scale.copy_(self.log_step.detach().exp())
+            return
         self._settle_sign(x)
         if self._observer is None:
             self._observer = OBSERVERS[self.scheme.activation_rule]()
         scale, zero_point = self._observed(x, self._observer)
         self.zero_point.copy_(zero_point)
-        if self.step is None:
-            self.scale.copy_(scale)
-            return
-        if bool(self.step.isnan()):  # not trained yet
+        self.scale.copy_(scale)
+        if self.log_step is not None:
             with torch.no_grad():
-                self.step.copy_(self._first_step(x, scale))
-        self.scale.copy_(self.step.detach().abs())
-
-    def _first_step(self, x: Tensor, scale: Tensor) -> Tensor:
-        lsq_like = self.scheme.activation_training == "lsq" and self.scheme.symmetric_activations
-        return lsq_step(x, self.number_format) if lsq_like else scale
+                self.log_step.copy_(scale.log())
 
     def _settle_sign(self, x: Tensor) -> None:
         if self.number_format.family != "int" or self.per_token:

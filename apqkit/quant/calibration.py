@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from apqkit.errors import CalibrationError
 from apqkit.quant.activations import ActivationQuantizer
-from apqkit.quant.layers import QuantLayer
+from apqkit.quant.layers import QuantConv, QuantLayer, QuantLinear
 
 __all__ = ["calibrate"]
 
@@ -27,23 +27,53 @@ def calibrate(model: nn.Module, images: Tensor | Sequence[Tensor]) -> None:
             the model takes, along the first axis; or several such batches.
 
     Raises:
-        CalibrationError: Fewer than two images, or a value that is not finite; it names the layer.
+        CalibrationError: Fewer than two images, images that are no float32 tensors, or a layer
+            that took no part.
+        NonFiniteError: A value that is not finite; it names the tensor.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
-    count = sum(len(batch) for batch in batches)
-    if count < 2:
-        raise CalibrationError(f"calibration needs at least 2 images, got {count}")
+    _check(batches)
     model.eval()
     layers = [
         each for each in model.modules() if isinstance(each, QuantLayer | ActivationQuantizer)
     ]
+    if not layers:
+        raise CalibrationError("the model has no quantized layers: call prepare first")
+    parameter = next(model.parameters(), batches[0])
     for layer in layers:
         layer.begin_calibration()
         layer.calibrating = True
     try:
         with torch.no_grad():
             for batch in batches:
-                model(batch)
+                model(batch.to(parameter.device))
     finally:
         for layer in layers:
             layer.calibrating = False
+            layer.end_calibration()
+    _check_all_ran(model)
+
+
+def _check(batches: Sequence[object]) -> None:
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, Tensor) or batch.dtype != torch.float32:
+            got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            raise CalibrationError(f"calibration takes float32 tensors of images, got {got}")
+        count += len(batch)
+    if count < 2:
+        raise CalibrationError(f"calibration needs at least 2 images, got {count}")
+
+
+def _check_all_ran(model: nn.Module) -> None:
+    """Raises if a layer took no part: what it was to quantize runs in fp32, or not at all."""
+    idle = [
+        name
+        for name, each in model.named_modules()
+        if isinstance(each, QuantConv | QuantLinear) and not each.was_calibrated
+    ]
+    if idle:
+        raise CalibrationError(
+            f"{', '.join(idle[:3])} did not run in calibration: the model leaves it out or reads "
+            f"its weight by another way; give it no formats"
+        )

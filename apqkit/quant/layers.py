@@ -18,7 +18,7 @@ from apqkit.errors import CalibrationError
 from apqkit.formats import NumberFormat
 from apqkit.quant.activations import ActivationQuantizer
 from apqkit.quant.carriers import carrier_bits, value_step
-from apqkit.quant.learned import lsq, lsq_gradient_scale, lsq_step
+from apqkit.quant.learned import lsq, lsq_gradient_scale
 from apqkit.quant.onnx_marker import mark_for_export
 from apqkit.quant.quantize import check_finite
 from apqkit.quant.weights import (
@@ -75,6 +75,7 @@ class QuantLayer(nn.Module, ABC):
         super().__init__()
         self.inputs = nn.ModuleList(inputs)
         self.calibrating = False
+        self.was_calibrated = False
 
     def quantizer(self, index: int = 0) -> ActivationQuantizer:
         """Returns the quantizer of the index-th input."""
@@ -87,6 +88,10 @@ class QuantLayer(nn.Module, ABC):
 
     def begin_calibration(self) -> None:
         """Forgets what earlier calibrations saw."""
+        self.was_calibrated = False
+
+    def end_calibration(self) -> None:
+        """Lets go of what was seen."""
 
     @abstractmethod
     def compute(self, *inputs: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class _WeightedLayer(QuantLayer):
     """What convolution and linear share: a weight with a format, frozen with its bias."""
 
     weight: nn.Parameter
-    weight_step: nn.Parameter | None
+    weight_log_step: nn.Parameter | None
     frozen_weight: Tensor
     frozen_scale: Tensor
     frozen_bias: Tensor
@@ -120,7 +125,7 @@ class _WeightedLayer(QuantLayer):
         self.weight_format = weight_format
         self.scheme = scheme
         self.weight = nn.Parameter(weight)
-        self.register_parameter("weight_step", None)
+        self.register_parameter("weight_log_step", None)
         shape = scale_shape(weight.detach(), weight_format, scheme)
         self.register_buffer("frozen_weight", torch.full_like(weight, float("nan")))
         self.register_buffer("frozen_scale", torch.ones(shape))
@@ -133,41 +138,43 @@ class _WeightedLayer(QuantLayer):
         return StoredWeight(self.weight_format, self.frozen_weight, self.frozen_scale, size)
 
     def learn_step(self, weight: Tensor) -> None:
-        """Gives the layer a trained step a channel, or one in all, that fits a weight."""
-        per_channel = self.scheme.weight_granularity == "channel"
-        step = lsq_step(weight, self.weight_format, axis=0 if per_channel else None)
-        self.weight_step = nn.Parameter(step)
+        """Gives the layer a trained step a channel, or one in all, that fits a weight.
+
+        Its logarithm is what trains: it stays positive, and an optimiser's step is relative.
+        """
+        scale = scales_of_weight(weight.detach(), self.weight_format, self.scheme)
+        assert scale is not None
+        step = scale if self.scheme.weight_granularity == "channel" else scale[:1]
+        self.weight_log_step = nn.Parameter(step.clone().log())
 
     def quantized_weight(self, weight: Tensor) -> Tensor:
         """Returns trainable weights as their format holds them."""
-        if self.weight_step is None:
+        if self.weight_log_step is None:
             return quantize_weight(weight, self.weight_format, self.scheme)
-        shared = weight.numel() // self.weight_step.numel()
+        shared = weight.numel() // self.weight_log_step.numel()
         return lsq(
             weight,
-            self._learned_step(self.weight_step),
+            self.weight_log_step.exp().expand(len(weight)),
             self.weight_format,
-            axis=0 if self.weight_step.dim() else None,
+            axis=0,
             narrow_range=True,
             gradient_scale=lsq_gradient_scale(shared, self.weight_format),
         )
 
-    @staticmethod
-    def _learned_step(step: Tensor) -> Tensor:
-        return step.abs().clamp(min=torch.finfo(step.dtype).tiny)
-
     def bias_step(self, scale: Tensor) -> Tensor | None:
-        """Returns the step of int32 biases for weight scales (channels,), as integer kernels ask.
+        """Returns the step of int32 biases for weight scales (channels,), as runtimes ask.
 
-        None where input or weights do not fit such kernels; biases are fp32 there.
+        None where input or weights are no integers; biases are fp32 there. Runtimes quantize the
+        biases of integer layers themselves where they are not, without a look at what overflows.
         """
         source, step = self.quantizer(), value_step(self.weight_format)
-        fits = source.is_static_int8 and carrier_bits(self.weight_format) == 8
+        fits = source.is_static_integer and carrier_bits(self.weight_format) is not None
         if step is None or not fits or self.scheme.weight_granularity == "group":
             return None
         return source.scale * (scale * step)
 
     def _freeze(self, weight: Tensor, bias: Tensor) -> None:
+        self.was_calibrated = True
         check_finite(weight, f"{self.name}.weight")
         check_finite(bias, f"{self.name}.bias")
         scale = self._frozen_scale(weight, bias)
@@ -179,10 +186,10 @@ class _WeightedLayer(QuantLayer):
         self.frozen_bias.copy_(bias)
 
     def _frozen_scale(self, weight: Tensor, bias: Tensor) -> Tensor | None:
-        if self.weight_step is None:
+        if self.weight_log_step is None:
             scale = scales_of_weight(weight, self.weight_format, self.scheme)
         else:
-            scale = self._learned_step(self.weight_step).detach().expand(len(weight))
+            scale = self.weight_log_step.detach().exp().expand(len(weight))
         if scale is None:
             return None
         step = self.bias_step(scale)
@@ -234,13 +241,13 @@ class ConvGeometry:
 
     Attributes:
         stride: Steps.
-        padding: Zeros added on either side, or ``same`` or ``valid``.
+        padding: Zeros added on either side.
         dilation: Distance of taps.
         groups: Groups of channels.
     """
 
     stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
+    padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
@@ -291,6 +298,7 @@ class QuantConv(_WeightedLayer):
 
     mean: Tensor
     variance: Tensor
+    eps: Tensor
 
     def __init__(
         self,
@@ -312,7 +320,7 @@ class QuantConv(_WeightedLayer):
         self.beta = nn.Parameter(batch_norm.beta)
         self.register_buffer("mean", mean.clone())
         self.register_buffer("variance", variance.clone())
-        self.eps = batch_norm.eps
+        self.register_buffer("eps", torch.tensor(batch_norm.eps))
         self.follows_batch = batch_norm.mean is None
         self.geometry = geometry
         self.relu = relu
@@ -329,7 +337,7 @@ class QuantConv(_WeightedLayer):
             y = _convolution(x, self._weight_for_frozen(), self.frozen_bias, self.geometry)
         elif self.follows_batch:
             y = _convolution(x, self.quantized_weight(self.weight), None, self.geometry)
-            y = _normalized(y, self.gamma, self.beta, self.eps)
+            y = _normalized(y, self.gamma, self.beta, float(self.eps))
         else:
             weight, bias = self._folded()
             y = _convolution(x, self.quantized_weight(weight), bias, self.geometry)
@@ -359,7 +367,7 @@ class QuantConv(_WeightedLayer):
             self.gamma.fill_(1.0).requires_grad_(False)
             self.mean.zero_()
             self.variance.fill_(1.0)
-        self.eps = 0.0
+            self.eps.zero_()
 
     def _factor(self) -> Tensor:
         return self.gamma / torch.sqrt(self.variance + self.eps)
@@ -383,6 +391,7 @@ class QuantConv(_WeightedLayer):
 
     def begin_calibration(self) -> None:
         """Forgets what earlier calibrations saw."""
+        super().begin_calibration()
         self._batches = 0
 
     def _take_statistics(self, y: Tensor) -> None:

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from apqkit.errors import FormatError
-from apqkit.formats import NumberFormat, format_named
+from apqkit.formats import SMALLEST_SCALE, NumberFormat, format_named
 from apqkit.quant.integer import integer_levels
 from apqkit.quant.qparams import Granularity, rows_of
 from apqkit.quant.quantize import spread
 
 __all__ = ["dorefa_weight", "lsq", "lsq_gradient_scale", "lsq_step", "pact"]
-
-_SMALLEST_STEP = 1e-8
 
 
 class _Lsq(torch.autograd.Function):
@@ -91,7 +89,7 @@ def lsq_step(x: Tensor, format: NumberFormat | str, *, axis: int | None = None) 
     rows, shape = rows_of(x.detach().abs(), Granularity(axis))
     mean = rows.sum(dim=1) / max(1, rows.shape[1])
     root = math.sqrt(number_format.highest_level)
-    return (2.0 * mean / root).clamp_(min=_SMALLEST_STEP).reshape(shape)
+    return (2.0 * mean / root).clamp_(min=SMALLEST_SCALE).reshape(shape)
 
 
 def lsq_gradient_scale(count: int, format: NumberFormat | str) -> float:  # noqa: A002
@@ -167,7 +165,7 @@ def dorefa_weight(weight: Tensor, bits: int) -> Tensor:
     if not 2 <= bits <= 8:
         raise FormatError(f"dorefa_weight takes 2 to 8 bits, got {bits}")
     squashed = torch.tanh(weight)
-    largest = squashed.abs().amax().clamp(min=_SMALLEST_STEP)
+    largest = squashed.abs().amax().clamp(min=SMALLEST_SCALE)
     steps = (1 << bits) - 1
     level: Tensor = _RoundThrough.apply(steps * (squashed / (2.0 * largest) + 0.5))
     return 2.0 * level / steps - 1.0

@@ -31,7 +31,9 @@ class Observer(ABC):
         """Takes in a batch, (r, n) finite values with n > 0; r is always the same."""
 
     @abstractmethod
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the (r,) lowest and highest values to hold in a format of the right sign."""
 
 
@@ -48,9 +50,11 @@ class MinMax(Observer):
         self._low = low if self._low is None else torch.minimum(self._low, low)
         self._high = high if self._high is None else torch.maximum(self._high, high)
 
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the range that was seen."""
-        del number_format, symmetric
+        del number_format, symmetric, narrow_range
         assert self._low is not None
         assert self._high is not None
         return self._low, self._high
@@ -67,9 +71,11 @@ class MovingAverage(Observer):
         ends = torch.stack(torch.aminmax(rows, dim=1))
         self._ends = ends if self._ends is None else torch.lerp(self._ends, ends, _MOMENTUM)
 
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the averaged range."""
-        del number_format, symmetric
+        del number_format, symmetric, narrow_range
         assert self._ends is not None
         return self._ends[0], self._ends[1]
 
@@ -89,10 +95,13 @@ class RootMeanSquare(Observer):
         self._squares = squares if self._squares is None else self._squares + squares
         self._count += rows.shape[1]
 
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the range that was seen, clipped as :mod:`apqkit.quant.ranges` says."""
         low, high = self._range.limits(number_format, symmetric=symmetric)
-        signed = number_format.signed or not symmetric
+        del narrow_range
+        signed = number_format.signed or (not symmetric and bool((low < 0).any()))
         multiple = clip_multiple(number_format, signed=signed)
         if multiple is None:
             return low, high
@@ -153,9 +162,11 @@ class Histogram(Observer):
 class Percentile(Histogram):
     """The range that holds 99.99 % of the magnitudes, to the width of a bin of 4,096."""
 
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the range without the largest magnitudes."""
-        del number_format, symmetric
+        del number_format, symmetric, narrow_range
         middles, counts = self._seen
         half = _BINS // 2
         folded = counts[:, half:] + counts[:, :half].flip(1)
@@ -172,7 +183,9 @@ class _Searched(Histogram):
     def _loss(self, middles: Tensor, counts: Tensor, quantized: Tensor) -> Tensor:
         """Returns the (r,) fp64 loss for (r, bins) middles, counts and quantized middles."""
 
-    def limits(self, number_format: NumberFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def limits(
+        self, number_format: NumberFormat, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the best of the clips; the whole range for formats of more than 8 bits."""
         middles, counts = self._seen
         low, high = self._range.limits(number_format, symmetric=symmetric)
@@ -187,7 +200,11 @@ class _Searched(Histogram):
                 *self._within(tried), number_format, symmetric=symmetric
             )
             quantized = unchecked_fake_quantize(
-                middles, number_format, scale[:, None], zero_point[:, None]
+                middles,
+                number_format,
+                scale[:, None],
+                zero_point[:, None],
+                narrow_range=narrow_range,
             )
             loss = self._loss(middles, counts, quantized)
             reach = torch.where(loss < best, tried, reach)

@@ -65,7 +65,10 @@ def prepare(
     >>> type(prepare(net, LayerFormats("int4", "int8"))[0]).__name__
     'QuantConv'
     """
+    if any(isinstance(each, QuantLayer) for each in model.modules()):
+        raise FormatError("the model has quantized layers already: prepare the plain one")
     prepared = copy.deepcopy(model).eval()
+    aliases = _aliases(prepared)
     chosen = _formats_by_layer(prepared, formats)
     norms = _norms_of_convolutions(prepared)
     for name, each in chosen.items():
@@ -78,10 +81,30 @@ def prepare(
             block_axis=_FEATURE_AXIS if isinstance(layer, nn.Linear) else _CHANNEL_AXIS,
         )
         made = _quantized_layer(name, layer, quantizer, pair[0], scheme, norms.get(name))
-        prepared.set_submodule(name, made.eval().to(_device(layer)))
+        _copy_frozenness(layer, made)
+        made = made.eval().to(_device(layer))
+        for path in aliases[id(layer)]:
+            prepared.set_submodule(path, made)
         if name in norms:
-            prepared.set_submodule(norms[name][0], nn.Identity())
+            for path in aliases[id(norms[name][1])]:
+                prepared.set_submodule(path, nn.Identity())
     return prepared
+
+
+def _copy_frozenness(layer: nn.Module, made: QuantLayer) -> None:
+    """Keeps weights out of training that were."""
+    weight, new = layer.weight, made.weight
+    assert isinstance(weight, Tensor)
+    assert isinstance(new, Tensor)
+    new.requires_grad_(weight.requires_grad)
+
+
+def _aliases(model: nn.Module) -> dict[int, list[str]]:
+    """Returns every path of each module, by identity."""
+    paths: dict[int, list[str]] = {}
+    for name, each in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(each), []).append(name)
+    return paths
 
 
 def keep_batch_norms(model: nn.Module) -> None:
@@ -111,13 +134,22 @@ def fold_batch_norms(model: nn.Module) -> None:
 def _formats_by_layer(
     model: nn.Module, formats: LayerFormats | Mapping[str, LayerFormats]
 ) -> dict[str, LayerFormats]:
-    names = [name for name, each in model.named_modules() if name]
+    if isinstance(model, _Conv | nn.Linear):
+        raise FormatError("the model is a single layer: wrap it in a Sequential")
+    paths = _aliases(model)
+    names = {name: own[0] for own in paths.values() for name in own if name}
     layers = [n for n in names if isinstance(model.get_submodule(n), _Conv | nn.Linear)]
     if isinstance(formats, LayerFormats):
         formats = {"*": formats}
+    if not isinstance(formats, Mapping):
+        raise FormatError(
+            f"formats must be LayerFormats or a mapping of names to them, got {formats!r}"
+        )
     chosen: dict[str, LayerFormats] = {}
     for pattern, each in formats.items():
-        fitting = [name for name in layers if fnmatchcase(name, pattern)]
+        if not isinstance(each, LayerFormats):
+            raise FormatError(f"formats of {pattern!r} must be LayerFormats, got {each!r}")
+        fitting = [names[name] for name in layers if fnmatchcase(name, pattern)]
         if not fitting and pattern in names:
             kind = type(model.get_submodule(pattern)).__name__
             raise FormatError(
@@ -131,9 +163,12 @@ def _formats_by_layer(
                 f"{', '.join(layers) or 'none'}"
             )
         chosen.update(dict.fromkeys(fitting, each))
-    return {
+    quantized = {
         name: each for name, each in chosen.items() if {each.weight, each.activation} != {"fp32"}
     }
+    if not quantized:
+        raise FormatError("there is nothing to quantize: every layer stays in fp32")
+    return quantized
 
 
 def _checked(
@@ -152,6 +187,16 @@ def _checked(
         )
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         raise FormatError(f"{name} pads with {layer.padding_mode!r}; only zeros are supported")
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    if not any(type(layer).forward is kind.forward for kind in kinds):
+        raise FormatError(
+            f"{name} is a {type(layer).__name__}, which computes in its own way: "
+            f"give it no formats"
+        )
+    stored = layer.weight
+    if isinstance(stored, nn.UninitializedParameter) or stored.dtype != torch.float32:
+        got = "no shape yet" if isinstance(stored, nn.UninitializedParameter) else stored.dtype
+        raise FormatError(f"{name} must have float32 weights to be quantized, got {got}")
     return weight, activation
 
 
@@ -173,7 +218,7 @@ def _quantized_layer(
             scheme=scheme,
         )
     assert isinstance(layer, _Conv)
-    geometry = ConvGeometry(layer.stride, layer.padding, layer.dilation, layer.groups)
+    geometry = ConvGeometry(layer.stride, _padding(name, layer), layer.dilation, layer.groups)
     return QuantConv(
         quantizer,
         layer.weight.detach().clone(),
@@ -184,6 +229,18 @@ def _quantized_layer(
         name=name,
         scheme=scheme,
     )
+
+
+def _padding(name: str, layer: _Conv) -> tuple[int, ...]:
+    """Returns the zeros on either side of each axis, where they are as many on both."""
+    if not isinstance(layer.padding, str):
+        return tuple(layer.padding)
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(span % 2 for span in spans):
+        raise FormatError(f"{name} pads its two sides differently, which is not supported")
+    return tuple(span // 2 for span in spans)
 
 
 def _batch_norm(layer: _Conv, norm: _BatchNorm | None) -> BatchNorm:
@@ -208,7 +265,7 @@ def _copied(parameter: Tensor | None) -> Tensor | None:
 def _norms_of_convolutions(model: nn.Module) -> dict[str, tuple[str, _BatchNorm]]:
     """Returns, by name of a convolution, the batch norm that alone reads it, and its name."""
     try:
-        graph = fx.symbolic_trace(model).graph
+        graph = fx.symbolic_trace(copy.deepcopy(model)).graph  # tracing may leave marks
     except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
         return {}
     called = [node.target for node in graph.nodes if node.op == "call_module"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from apqkit.errors import ExportError
-from apqkit.formats import NumberFormat
+from apqkit.formats import SMALLEST_SCALE, NumberFormat
 from apqkit.quant.carriers import carrier_bits, value_step
 
 __all__ = [
@@ -38,7 +38,6 @@ OPSET = 21
 Carrier = Literal["int8", "packed"]
 """How weights of at most 4 bits are stored: as int8, or in 2 or 4 bits and cast when loaded."""
 
-_SMALLEST_SCALE = 1e-8
 _FLOAT8 = {"fp8_e4m3": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
 _FLOAT8_OPSET, _BLOCKED_OPSET, _WIDE_OPSET = 19, 21, 21
 _PACKED = {2: (TensorProto.INT2, 25), 4: (TensorProto.INT4, 21)}
@@ -273,7 +272,7 @@ def _token_scale(parts: GraphParts, source: str, target: str, number_format: Num
     """Adds nodes that find a scale for every row along the last axis."""
     axis = parts.constant(f"{target}.axis", np.array([-1], np.int64))
     largest = parts.constant(f"{target}.max", np.float32(number_format.max_value))
-    least = parts.constant(f"{target}.least", np.float32(_SMALLEST_SCALE))
+    least = parts.constant(f"{target}.least", np.float32(SMALLEST_SCALE))
     magnitude = parts.node("Abs", [source], f"{target}.magnitude")
     reach = parts.node("ReduceMax", [magnitude, axis], f"{target}.reach", {"keepdims": 1})
     parts.needs["per-token scales"] = 18

@@ -145,6 +145,7 @@ def observed_params(
     number_format: NumberFormat,
     *,
     symmetric: bool,
+    narrow_range: bool = False,
     granularity: Granularity = PER_TENSOR,
     shape: tuple[int, ...] = (),
 ) -> QuantParams:
@@ -154,10 +155,11 @@ def observed_params(
         observer: It has seen rows of :func:`rows_of`.
         number_format: A format with scales, of the right sign.
         symmetric: See :func:`qparams_for`.
+        narrow_range: Whether the lowest level of a signed integer is dropped.
         granularity: That of the rows.
         shape: That of the scales.
     """
-    low, high = observer.limits(number_format, symmetric=symmetric)
+    low, high = observer.limits(number_format, symmetric=symmetric, narrow_range=narrow_range)
     scale, zero_point = params_of_range(low, high, number_format, symmetric=symmetric)
     return QuantParams(scale.reshape(shape), zero_point.reshape(shape), granularity)
 

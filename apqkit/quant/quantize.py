@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from apqkit.errors import CalibrationError, FormatError
+from apqkit.errors import FormatError, NonFiniteError
 from apqkit.formats import NumberFormat, format_named
 from apqkit.quant.blocks import fake_quantize_blocks
 from apqkit.quant.integer import fake_quantize_integer, integer_levels
@@ -51,7 +51,7 @@ def fake_quantize(
     Raises:
         FormatError: x is not fp32, or the arguments do not fit the format or each other.
         UnknownNameError: No format of that name.
-        CalibrationError: x holds a value that is not finite.
+        NonFiniteError: x holds a value that is not finite.
 
     >>> fake_quantize(torch.tensor([0.1, 0.26, 9.0]), "int4", scale=0.25).tolist()
     [0.0, 0.25, 1.75]
@@ -106,7 +106,7 @@ def check_finite(x: Tensor, name: str) -> None:
     """Raises if a tensor holds NaN or infinities.
 
     Raises:
-        CalibrationError: It does; the text says how many and in which tensor.
+        NonFiniteError: It does; the text says how many and in which tensor.
     """
     if x.numel() == 0:
         return
@@ -115,7 +115,7 @@ def check_finite(x: Tensor, name: str) -> None:
     if bool(torch.isfinite(values.amax()) & torch.isfinite(values.amin())):
         return
     wrong = int((~torch.isfinite(values)).sum())
-    raise CalibrationError(f"{name} holds {wrong} of {x.numel()} values that are not finite")
+    raise NonFiniteError(f"{name} holds {wrong} of {x.numel()} values that are not finite")
 
 
 def spread(values: Tensor, shape: torch.Size, axis: int | None, group_size: int | None) -> Tensor:

@@ -8,10 +8,9 @@ kept. All rules scale with the tensor, so folding a batch norm into weights chan
 import torch
 from torch import Tensor
 
-from apqkit.formats import NumberFormat
+from apqkit.formats import SMALLEST_SCALE, NumberFormat
 
 __all__ = [
-    "SMALLEST_SCALE",
     "activation_scale",
     "clip_multiple",
     "params_of_range",
@@ -25,8 +24,6 @@ _SIGNED_CLIP = {2: 1.22, 3: 1.95, 4: 2.6, 5: 3.3, 6: 4.0}
 _UNSIGNED_CLIP = {2: 2.28, 3: 3.1, 4: 4.0, 5: 4.8, 6: 5.6}
 _FP4_SIGNED_CLIP = 3.0
 _FP4_UNSIGNED_CLIP = 4.5
-SMALLEST_SCALE = 1e-8
-"""The least scale: an all-zero tensor must not divide by zero."""
 
 
 def weight_scale(weight: Tensor, number_format: NumberFormat) -> Tensor:

@@ -80,8 +80,19 @@ class QuantScheme:
             raise FormatError(
                 "weight_training lsq learns a step a channel or one in all, no groups"
             )
+        self._check_activations()
         for rule in (self.weight_rule, self.activation_rule):
             lookup(OBSERVERS, rule, "rule for ranges")
+
+    def _check_activations(self) -> None:
+        training = self.activation_training
+        if self.activation_granularity == "token":
+            if training != "range":
+                raise FormatError(f"activation_training {training} learns one range, no tokens'")
+            if not self.symmetric_activations:
+                raise FormatError("scales of tokens are symmetric: their zero points stay at 0")
+        if training == "pact" and not self.symmetric_activations:
+            raise FormatError("activation_training pact clips at 0: its zero point stays there")
 
 
 DEFAULT_SCHEME = QuantScheme()
@@ -140,7 +151,12 @@ def scales_of_weight(
     observer = OBSERVERS[scheme.weight_rule]()
     observer.update(rows)
     found = observed_params(
-        observer, number_format, symmetric=True, granularity=granularity, shape=shape
+        observer,
+        number_format,
+        symmetric=True,
+        narrow_range=True,
+        granularity=granularity,
+        shape=shape,
     )
     assert found.scale is not None
     return (

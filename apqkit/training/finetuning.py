@@ -33,8 +33,9 @@ def finetune(
 
     Args:
         model: Calibrated; such as ``supernet.extract(layers)`` or :func:`apqkit.quant.prepare`
-            return. Batch norms of prepared models train with statistics that stand still,
-            whatever ``finetune.batch_norm`` says, unless it folds them.
+            return. Batch norms that ``prepare`` folded train with statistics that stand still,
+            whatever ``finetune.batch_norm`` says, unless it folds them for good; those that it
+            could not fold follow the batch.
         splits: Training images come from here.
         config: ``finetune``, ``supernet.batch_size`` and others, ``data`` and ``seed`` are read.
         checkpoint_path: Where the state goes after every epoch, or None.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from apqkit.config import DataConfig
 from apqkit.data.images import ImageSet, augment
-from apqkit.errors import CalibrationError, RunError, TrainingError
+from apqkit.errors import NonFiniteError, RunError, TrainingError
 from apqkit.training.checkpoint import (
     load_tensors,
     load_weights,
@@ -117,7 +118,7 @@ def train(
         RunError: The checkpoint is damaged or belongs to another network or phase.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        _parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True
     )
     history = _resume(model, optimizer, recipe, checkpoint)
     steps = max(1, len(images) // recipe.batch_size)
@@ -141,6 +142,15 @@ def train(
             _save(model, optimizer, recipe, history, checkpoint)
             advance(1)
     return history
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Returns the parameters with their decay; learned steps have none, it would widen them."""
+    named = list(model.named_parameters())
+    steps = [each for name, each in named if name.endswith("log_step")]
+    others = [each for name, each in named if not name.endswith("log_step")]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
+    return [*groups, {"params": steps, "weight_decay": 0.0}] if steps else groups
 
 
 def _batches(
@@ -168,7 +178,7 @@ def _divergence_named(recipe: Recipe, epoch: int) -> Iterator[None]:
     """Says what to change where a quantizer meets values that are not finite."""
     try:
         yield
-    except CalibrationError as fault:
+    except NonFiniteError as fault:
         raise TrainingError(f"{fault}, {_where(recipe, epoch)}") from None
 
 

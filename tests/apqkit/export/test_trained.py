@@ -239,3 +239,35 @@ def test_a_layer_that_runs_twice_is_stored_once():
     assert np.allclose(found, model(x).detach().numpy(), atol=1e-5)
     biases = [each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT32]
     assert len({each.name for each in biases}) == len(biases)
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+@pytest.mark.parametrize("activations", ["int16", "int8", "fp6_e3m2"])
+@pytest.mark.parametrize("weights", ["int16", "fp8_e3m4", "fp6_e3m2", "int8"])
+def test_large_biases_survive_wide_carriers(weights, activations, optimised):
+    """Runtimes quantize biases of integer layers themselves if the file does not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    with torch.no_grad():
+        net[0].bias.add_(1.0)
+        net[0].weight[2] = 0.0  # a dead channel
+        net[3].bias.add_(3.0)
+        net[3].weight[1] = 0.0
+    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = prepare(net, LayerFormats(weights, activations))
+    calibrate(model, x)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    proto = onnx_model(model, SHAPE, {})
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {"images": x.numpy()})[0]
+    expected = model(x).detach().numpy()
+    assert np.abs(found - expected).max() < 0.01
+    assert np.abs(expected - net(x).detach().numpy()).max() < (
+        1.0 if "fp6" in activations else 0.5
+    )

@@ -305,7 +305,7 @@ def test_unknown_names_are_refused():
 
 def test_a_plug_in_rule_is_found(monkeypatch):
     class Unit(OBSERVERS["minmax"]):
-        def limits(self, number_format, *, symmetric):
+        def limits(self, number_format, *, symmetric, narrow_range=False):
             low, high = super().limits(number_format, symmetric=symmetric)
             return -torch.ones_like(low), torch.ones_like(high)
 

@@ -1,11 +1,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from apqkit.errors import CalibrationError, RunError, TrainingError
 from apqkit.quant.calibration import calibrate
 from apqkit.quant.layers import QuantConv
-from apqkit.quant.preparation import fold_batch_norms, keep_batch_norms
+from apqkit.quant.preparation import (
+    LayerFormats,
+    fold_batch_norms,
+    keep_batch_norms,
+    prepare,
+)
+from apqkit.quant.weights import QuantScheme
 from apqkit.spaces.base import largest_picks
 from apqkit.training.checkpoint import load_tensors
 from apqkit.training.evaluate import evaluate
@@ -178,3 +185,22 @@ def test_diverging_training_names_the_rate_to_lower(supernet, layers, tune, make
         "in epoch 3 of phase finetune: "
         "lower finetune.learning_rate or supernet.clip_norm"
     )
+
+
+def test_learned_steps_train_without_decay(splits, make_config):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    scheme = QuantScheme(weight_training="lsq", activation_training="lsq")
+    model = prepare(net, LayerFormats("int4", "int4"), scheme=scheme)
+    with pytest.raises(CalibrationError) as caught:
+        finetune(model, splits, make_config())
+    assert str(caught.value) == (
+        "0.input does not know its range yet: call calibrate before training"
+    )
+    images = splits.calibration_images(96).images()
+    calibrate(model, images)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "log_step" in n}
+    finetune(model, splits, make_config(supernet={"weight_decay": 1.0, "batch_size": 64}))
+    for name, each in model.named_parameters():
+        if name in before:
+            assert (each - before[name]).abs().max() < 0.3
+    calibrate(model, images)
