@@ -9,6 +9,7 @@ from apqkit.cost.bitfusion import BITFUSION_ARRAYS, BitFusionArray, BitFusionCos
 from apqkit.cost.host import build_host_table
 from apqkit.cost.lut import LutCost, read_lut, write_lut
 from apqkit.cost.network import NetworkCost
+from apqkit.cost.roofline import ROOFLINES, Chip, RooflineCost
 from apqkit.errors import CostError
 from apqkit.registry import did_you_mean
 from apqkit.run import write_atomically
@@ -21,6 +22,7 @@ __all__ = [
     "DeviceModel",
     "LutCost",
     "NetworkCost",
+    "RooflineCost",
     "device_model",
     "find_device",
 ]
@@ -53,6 +55,15 @@ class Device:
     says: str
     prepare: Callable[[LayerTable, int, Path, Progress], None]
     load: Callable[[int, Path], DeviceModel]
+
+
+def _roofline(chip: Chip) -> Device:
+    def prepare(networks: LayerTable, batch: int, file: Path, progress: Progress) -> None:
+        del networks, progress
+        write_atomically(file, RooflineCost(chip, batch=batch).data_sheet())
+
+    says = f"roofline of {chip.name}, nothing measured; figures: {chip.source}"
+    return Device(says, prepare, lambda batch, file: RooflineCost(chip, batch=batch))
 
 
 def _simulator(array: BitFusionArray, says: str) -> Device:
@@ -100,6 +111,7 @@ DEVICES: dict[str, Device] = {
         name: _simulator(array, _SIMULATED.format(name))
         for name, array in BITFUSION_ARRAYS.items()
     },
+    **{name: _roofline(chip) for name, chip in ROOFLINES.items()},
 }
 """Devices by the name that ``cost.device`` takes; it also takes the path of a table (CSV)."""
 

@@ -4,10 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from apqkit.cost.tensors import format_bits, stored_tensors
 from apqkit.formats import FORMATS
 from apqkit.types import FloatArray, IntArray, LayerTable
 
-__all__ = ["NetworkCost", "bops", "layer_bops", "peak_activation_kib", "size_kib"]
+__all__ = [
+    "NetworkCost",
+    "bops",
+    "layer_bops",
+    "peak_activation_kib",
+    "size_kib",
+]
 
 _BITS_A_KIB = 8 * 1024
 _BIAS_BITS = 32
@@ -33,7 +40,7 @@ class NetworkCost:
 
 def size_kib(table: LayerTable) -> FloatArray:
     """(n,) weights in their formats, one fp32 scale a quantized channel, 32-bit biases; in KiB."""
-    bits = _bits(table.weight_format)
+    bits = format_bits(table.weight_format)
     quantized = np.where(bits < FORMATS["fp32"].bits, _SCALE_BITS, 0)
     a_channel = np.where(table.weight_format >= 0, _BIAS_BITS + quantized, 0)
     total = table.weights * bits + table.out_channels * a_channel
@@ -50,7 +57,7 @@ def bops(table: LayerTable) -> FloatArray:
 
 def layer_bops(table: LayerTable) -> IntArray:
     """(n, L) bit operations of each row."""
-    return table.macs * _bits(table.weight_format) * _bits(table.activation_format)
+    return table.macs * format_bits(table.weight_format) * format_bits(table.activation_format)
 
 
 def peak_activation_kib(table: LayerTable) -> FloatArray:
@@ -70,17 +77,8 @@ def peak_activation_kib(table: LayerTable) -> FloatArray:
 
 
 def _lifetimes(table: LayerTable) -> tuple[IntArray, IntArray]:
-    """Bits that each row's output takes, and the last row that reads it (itself if none does)."""
-    count, rows = table.op.shape
-    candidates = np.arange(count)
-    bits = np.full((count, rows), FORMATS["fp32"].bits)
-    last_reader = np.tile(np.arange(rows), (count, 1))
-    for row in reversed(range(rows)):
-        for producers in table.producers[:, row].T:
-            reads = producers >= 0
-            at = (candidates[reads], producers[reads])
-            bits[at] = _bits(table.activation_format[reads, row])
-            last_reader[at] = np.maximum(last_reader[at], row)
+    """Bits that each row's output takes, and the last row that reads it."""
+    bits, last_reader = stored_tensors(table)
     elements = table.out_channels * table.out_height * table.out_width
     return np.where(table.active, elements * bits, 0), last_reader
 
@@ -88,9 +86,3 @@ def _lifetimes(table: LayerTable) -> tuple[IntArray, IntArray]:
 def _params(table: LayerTable) -> IntArray:
     """(n, L) weights and biases."""
     return table.weights + np.where(table.weight_format >= 0, table.out_channels, 0)
-
-
-def _bits(codes: IntArray) -> IntArray:
-    """Bits of format codes; 0 where there is no format."""
-    widths = np.array([*(each.bits for each in FORMATS.values()), 0])
-    return np.asarray(widths[codes])  # -1 reads the last
