@@ -1,6 +1,5 @@
 import itertools
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +131,7 @@ def test_the_published_allocations_of_resnet18_are_found(limit, share, bits, obj
     assert found.costs[limit] == pytest.approx(used, abs=1e-4)
 
 
-def test_a_large_table_is_solved_exactly_and_fast():
+def test_a_large_table_is_solved_exactly():
     """53 layers x 49 pairs of bits; the referee is a dynamic program on the whole cycles."""
     path = data_file(
         "haq_latency_lut/qmobilenetv2_imagenet100_batch16_latency_table.npz", HAQ_SOURCE
@@ -148,15 +147,9 @@ def test_a_large_table_is_solved_exactly_and_fast():
     problem = AllocationProblem(
         list(map(str, range(53))), formats, sensitivity, {"cycles": cycles}, {"cycles": limit}
     )
-    allocate(problem)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        found = allocate(problem)
-        seconds.append(time.perf_counter() - began)
+    found = allocate(problem)
     assert found.costs["cycles"] <= limit
     assert found.sensitivity <= dynamic_program(sensitivity, cycles, limit) * (1 + 1e-9)
-    assert np.median(seconds) < 0.5  # benchmarks/lut_speed.py reports the figure
 
 
 def dynamic_program(sensitivity, cycles, limit, steps=20_000):
