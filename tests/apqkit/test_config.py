@@ -170,7 +170,7 @@ def test_a_wrong_value_is_named_with_its_path(override, expected):
         (
             "finetune.epoch=3",
             "unknown key 'finetune.epoch' (did you mean 'finetune.epochs'?); "
-            "allowed: epochs, learning_rate",
+            "allowed: epochs, learning_rate, batch_norm",
         ),
         (
             "data.corruptions.nois=0.5",

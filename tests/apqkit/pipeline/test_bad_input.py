@@ -19,8 +19,9 @@ ROOT_KEYS = (
     "export"
 )
 FORMATS = (
-    "fp32, fp4_e2m1, fp8_e4m3, fp8_e5m2, int2, int3, int4, int5, int6, int7, int8, uint2, uint3, "
-    "uint4, uint5, uint6, uint7, uint8"
+    "bf16, fp32, fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e3m4, fp8_e4m3, fp8_e5m2, int16, int2, int3, "
+    "int4, int5, int6, int7, int8, mxfp4_e2m1, mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, "
+    "mxint8, nvfp4, uint16, uint2, uint3, uint4, uint5, uint6, uint7, uint8"
 )
 METRICS = "accuracy, latency_ms, size_kib, bops, peak_activation_kib, macs, params"
 PRICING = ["cost, simulating", "latency_ms of the largest"]  # what goes before some checks
@@ -557,7 +558,7 @@ def test_a_manifest_of_another_schema_is_refused(fails, copied_run):
     file = copied_run / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 9}))
     assert fails("report", copied_run) == (
-        f"{file} has schema 9, this version reads 1: use another --out"
+        f"{file} has schema 9, this version reads 2: use another --out"
     )
 
 
@@ -585,6 +586,14 @@ def test_a_damaged_resolved_configuration_is_refused_and_mended_by_the_search(
     assert contents(copied_run) == held
     assert _run(["run-search", "smoke", "--out", str(copied_run)]) == 0
     assert file.read_text() == whole
+
+
+def test_a_carrier_that_there_is_not_is_named(fails, copied_run):
+    held = contents(copied_run)
+    assert fails("export", copied_run, "--carrier", "int4") == (
+        "carrier must be int8 or packed, got 'int4'"
+    )
+    assert contents(copied_run) == held
 
 
 @pytest.mark.parametrize("command", ["export", "finetune"])
