@@ -100,7 +100,8 @@ def saved(path, **arrays):
         (
             "cost.device=bitfusion-2x",
             "no device named 'bitfusion-2x' (did you mean 'bitfusion-2x4'?); there are: "
-            "bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, host, or the path of a table "
+            "a100, bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, h100, host, t4, tpu-v3, "
+            "tpu-v4, v100, or the path of a table "
             "(.csv)",
         ),
         ("cost.device=phone.csv", "cost.device 'phone.csv' is no file"),
