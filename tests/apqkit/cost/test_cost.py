@@ -102,8 +102,8 @@ def test_a_table_file_that_is_not_there_is_named(tmp_path):
 def test_an_unknown_device_is_answered_with_those_there_are():
     assert message(find_device, "bitfusion-2x5") == (
         "no device named 'bitfusion-2x5' (did you mean 'bitfusion-2x4'?); there are: "
-        "a100, bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, h100, host, t4, tpu-v3, tpu-v4, "
-        "v100, or the path of a table (.csv)"
+        "a100, bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, h100, host, t4, tpu-v3, "
+        "tpu-v4, v100, or the path of a table (.csv)"
     )
 
 
