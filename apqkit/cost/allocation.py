@@ -93,7 +93,7 @@ def allocate(problem: AllocationProblem) -> Allocation:
         CostError: A layer has no format that can be chosen.
         LimitError: No allocation meets the limits; it says which cannot be met and what can.
     """
-    choice = _solved(problem, problem.sensitivity, {}, problem.limits)
+    choice = _solved(problem, problem.sensitivity, (), problem.limits)
     if choice is None:
         raise LimitError(_why_infeasible(problem))
     return _allocation(problem, choice)
@@ -136,8 +136,7 @@ def allocation_front(
 
 
 def _least(problem: AllocationProblem, metric: str, limits: Mapping[str, float]) -> float:
-    edges = {metric: 1.0} if metric in problem.edge_costs else {}
-    choice = _solved(problem, problem.costs[metric], edges, limits)
+    choice = _solved(problem, problem.costs[metric], (metric,), limits)
     return float("nan") if choice is None else _allocation(problem, choice).costs[metric]
 
 
@@ -218,7 +217,7 @@ def _grouped(problem: AllocationProblem) -> _Groups:
 def _solved(
     problem: AllocationProblem,
     objective: FloatArray,
-    edge_objective: Mapping[str, float],
+    edge_metrics: Sequence[str],
     limits: Mapping[str, float],
 ) -> IntArray | None:
     """Returns the (L,) choices that minimise an objective within limits, or None.
@@ -226,7 +225,7 @@ def _solved(
     Args:
         problem: Costs, ties and edges.
         objective: (L, F) to be minimised.
-        edge_objective: Metrics whose edge costs are minimised with it.
+        edge_metrics: Metrics whose edge costs, if they have any, are minimised with it.
         limits: Instead of the problem's own.
     """
     groups = _grouped(problem)
@@ -239,7 +238,7 @@ def _solved(
             (name,) = limits
             allowed = _within_reach(own, bound[name], limits[name], allowed)
     program = _Program.of(problem, groups, allowed)
-    result = program.minimised(own, edge_objective, bound, limits)
+    result = program.minimised(own, edge_metrics, bound, limits)
     return None if result is None else result[groups.of_layer]
 
 
@@ -315,20 +314,21 @@ class _Program:
     def of(cls, problem: AllocationProblem, groups: _Groups, allowed: BoolArray) -> "_Program":
         ends = groups.of_layer[problem.edges].reshape(-1, 2)
         kept = ends[:, 0] != ends[:, 1]
-        return cls(problem, groups, allowed, ends, kept if problem.edge_costs else kept & False)
+        if not problem.edge_costs:
+            kept = np.zeros_like(kept)
+        return cls(problem, groups, allowed, ends, kept)
 
     def minimised(
         self,
         objective: FloatArray,
-        edge_objective: Mapping[str, float],
+        edge_metrics: Sequence[str],
         bound: Mapping[str, FloatArray],
         limits: Mapping[str, float],
     ) -> IntArray | None:
         """Returns the (G,) best choices, or None if there are none within the limits."""
-        goal = self._row(objective, list(edge_objective))
-        goal = goal / max(
-            np.abs(goal).max(initial=0.0), 1e-300
-        )  # solvers have absolute tolerances
+        goal = self._row(objective, edge_metrics)
+        # Solvers have absolute tolerances, so nothing may depend on the unit.
+        goal = goal / max(np.abs(goal).max(initial=0.0), 1e-300)
         constraints = [self._one_each(), *self._marginals()]
         for name, values in bound.items():
             row = self._row(values, [name])

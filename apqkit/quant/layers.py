@@ -384,6 +384,7 @@ class QuantConv(_WeightedLayer):
             return _convolution(x, self.frozen_weight, self.frozen_bias, self.geometry)
         weight = self.quantized_weight(self.weight)
         g = self.geometry
+        # As the frozen layer will compute it, and not as training does, so that both agree.
         y = F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
         self._take_statistics(y)
         self._freeze(*self._folded())

@@ -73,14 +73,14 @@ def prepare(
     norms = _norms_of_convolutions(prepared)
     for name, each in chosen.items():
         layer = prepared.get_submodule(name)
-        pair = _checked(name, layer, each, scheme)
+        weight_format, activation_format = _checked(name, layer, each, scheme)
         quantizer = ObservedQuantizer(
-            pair[1],
+            activation_format,
             scheme,
             name=f"{name}.input",
             block_axis=_FEATURE_AXIS if isinstance(layer, nn.Linear) else _CHANNEL_AXIS,
         )
-        made = _quantized_layer(name, layer, quantizer, pair[0], scheme, norms.get(name))
+        made = _quantized_layer(name, layer, quantizer, weight_format, scheme, norms.get(name))
         _copy_frozenness(layer, made)
         made = made.eval().to(_device(layer))
         for path in aliases[id(layer)]:
@@ -174,6 +174,7 @@ def _formats_by_layer(
 def _checked(
     name: str, layer: nn.Module, formats: LayerFormats, scheme: QuantScheme
 ) -> tuple[NumberFormat, NumberFormat]:
+    """Returns the formats of weight and input, or raises if they or the layer do not do."""
     weight, activation = format_named(formats.weight), format_named(formats.activation)
     for each in (weight, activation):
         if not each.signed:

@@ -47,12 +47,12 @@ def model(images):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Residual().train()
-    for _ in range(3):
-        net(images)  # statistics that differ from those of the images
-    with torch.no_grad():
-        for norm in (net.norm, net.depthwise_norm):
-            norm.weight.uniform_(-1.0, 2.0)
-            norm.bias.uniform_(-0.5, 0.5)
+        for _ in range(3):
+            net(images)  # statistics that differ from those of the images
+        with torch.no_grad():
+            for norm in (net.norm, net.depthwise_norm):
+                norm.weight.uniform_(-1.0, 2.0)
+                norm.bias.uniform_(-0.5, 0.5)
     return net.eval()
 
 
@@ -285,13 +285,13 @@ def test_learned_steps_are_what_calibration_freezes(images):
 
 def test_training_reads_the_frozen_model_where_statistics_stand_still(model, images):
     prepared = prepare(
-        model, LayerFormats("int4", "int4"), scheme=QuantScheme(weight_rule="minmax")
+        model, LayerFormats("int8", "int8"), scheme=QuantScheme(weight_rule="minmax")
     )
     calibrate(prepared, images)
     frozen = prepared(images)
-    assert torch.allclose(prepared.train()(images), frozen, atol=1e-2)
+    assert torch.allclose(prepared.train()(images), frozen, atol=5e-3)
     fold_batch_norms(prepared)
-    assert torch.allclose(prepared.train()(images), frozen, atol=1e-2)
+    assert torch.allclose(prepared.train()(images), frozen, atol=5e-3)
     keep_batch_norms(prepared)
 
 
