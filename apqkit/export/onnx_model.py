@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +22,16 @@ from torch import Tensor, nn
 
 from apqkit.errors import ApqkitError, ExportError
 from apqkit.quant.activations import ActivationQuantizer, ObservedQuantizer
+from apqkit.quant.carriers import carrier_bits
 from apqkit.quant.layers import QuantConv, QuantLinear
 from apqkit.quant.onnx_marker import MARKER_DOMAIN, MARKER_OP
 from apqkit.quant.qdq import (
+    FLOAT8_FORMATS,
     OPSET,
     Carrier,
     GraphParts,
     check_carrier,
+    dequantize_apart,
     lower_activation,
     lower_bias,
     lower_weight,
@@ -40,6 +44,7 @@ INPUT_NAME, OUTPUT_NAME = "images", "logits"
 _TRACED_OPSET = 20  # the newest that torch's tracing exporter writes; later ones mean the same
 _FIRST_OPSET, _LAST_OPSET = 13, 26  # scales an axis; the newest that ONNX Runtime 1.31 loads
 _WITH_BIAS = ("Conv", "Gemm")
+_KERNEL_BITS = 8  # of the integers that runtimes compute with
 
 _Weighted = QuantConv | QuantLinear
 _Named = TypeVar("_Named", ActivationQuantizer, _Weighted)
@@ -163,15 +168,17 @@ def _lower(
     activations = _by_name(each for each in modules if isinstance(each, ActivationQuantizer))
     layers = _by_name(each for each in modules if isinstance(each, QuantConv | QuantLinear))
     weighted = {f"{name}.weight": layer for name, layer in layers.items()}
+    near = _neighbours(graph, activations, weighted)
     layer_of_weight: dict[str, _Weighted] = {}
     for node in graph.node:
         if not _is_mark(node):
-            parts.nodes.append(_with_bias(parts, node, layer_of_weight))
+            guarded = _guarded(parts, node, near)
+            parts.nodes.append(_with_bias(parts, guarded, layer_of_weight, near))
             continue
-        name, target = helper.get_node_attr_value(node, "name").decode(), node.output[0]
+        name, target = _mark_name(node), node.output[0]
         if name in weighted:
             layer_of_weight[target] = weighted[name]
-            _lower_stored(parts, target, weighted[name], carrier)
+            _lower_stored(parts, target, weighted[name], carrier, folds=target not in near.fused)
         else:
             _lower_quantizer(parts, node.input[0], target, activations[name])
     kept = [*graph.initializer, *parts.constants]
@@ -185,7 +192,87 @@ def _lower(
     )
 
 
-def _lower_stored(parts: GraphParts, target: str, layer: _Weighted, carrier: Carrier) -> None:
+@dataclass(frozen=True)
+class _Neighbours:
+    """Which layers stand between quantizers, by the name of their weight.
+
+    Attributes:
+        fused: Runtimes fuse them into one integer kernel: they read an integer of 8 bits and, if
+            they are convolutions, write one too.
+        unfused: The input channels of others that read from one quantizer and write to another.
+    """
+
+    fused: frozenset[str]
+    unfused: Mapping[str, int]
+
+
+def _neighbours(
+    graph: onnx.GraphProto,
+    activations: Mapping[str, ActivationQuantizer],
+    layers: Mapping[str, _Weighted],
+) -> _Neighbours:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    marks = {node.output[0]: _mark_name(node) for node in graph.node if _is_mark(node)}
+    sources = {mark: activations[name] for mark, name in marks.items() if name in activations}
+    stored = {mark: layers[name] for mark, name in marks.items() if name in layers}
+
+    def reader(tensor: str) -> ActivationQuantizer | None:
+        following = readers.get(tensor, [])
+        if len(following) == 1 and following[0].op_type == "Relu":
+            following = readers.get(following[0].output[0], [])
+        return sources.get(following[0].output[0]) if len(following) == 1 else None
+
+    shapes = {each.name: list(each.dims) for each in graph.initializer}
+    shapes |= {n.output[0]: shapes.get(n.input[0], []) for n in graph.node if _is_mark(n)}
+    fused, unfused = set(), {}
+    for node in graph.node:
+        if node.op_type not in _WITH_BIAS or not _is_code(sources.get(node.input[0])):
+            continue
+        source, target = sources[node.input[0]], reader(node.output[0])
+        weight = node.input[1]
+        both = _fits_kernel(source) and (node.op_type == "Gemm" or _fits_kernel(target))
+        if both and weight in stored and _has_integer_weights(stored[weight]):
+            fused.add(weight)
+        elif _is_code(target) and shapes.get(weight):
+            unfused[weight] = shapes[weight][1] * _groups(node)
+    return _Neighbours(frozenset(fused), unfused)
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((each.i for each in node.attribute if each.name == "group"), 1)
+
+
+def _is_code(quantizer: ActivationQuantizer | None) -> bool:
+    """Whether a quantizer becomes a pair of QuantizeLinear and DequantizeLinear."""
+    if quantizer is None:
+        return False
+    return quantizer.is_static_integer or quantizer.number_format.name in FLOAT8_FORMATS
+
+
+def _fits_kernel(quantizer: ActivationQuantizer | None) -> bool:
+    return (
+        quantizer is not None
+        and quantizer.is_static_integer
+        and carrier_bits(quantizer.number_format) == _KERNEL_BITS
+    )
+
+
+def _has_integer_weights(layer: _Weighted) -> bool:
+    stored = layer.stored_weight()
+    return stored.group_size is None and carrier_bits(stored.number_format) == _KERNEL_BITS
+
+
+def _mark_name(node: onnx.NodeProto) -> str:
+    name: bytes = helper.get_node_attr_value(node, "name")
+    return name.decode()
+
+
+def _lower_stored(
+    parts: GraphParts, target: str, layer: _Weighted, carrier: Carrier, *, folds: bool
+) -> None:
     stored = layer.stored_weight()
     lower_weight(
         parts,
@@ -195,6 +282,7 @@ def _lower_stored(parts: GraphParts, target: str, layer: _Weighted, carrier: Car
         _array(stored.scale),
         group_size=stored.group_size,
         carrier=carrier,
+        folds=folds,
     )
 
 
@@ -220,7 +308,10 @@ def _by_name(modules: Iterable[_Named]) -> dict[str, _Named]:
 
 
 def _with_bias(
-    parts: GraphParts, node: onnx.NodeProto, layer_of_weight: Mapping[str, _Weighted]
+    parts: GraphParts,
+    node: onnx.NodeProto,
+    layer_of_weight: Mapping[str, _Weighted],
+    near: _Neighbours,
 ) -> onnx.NodeProto:
     """Returns a node whose bias, if it belongs to an integer layer, is stored as int32."""
     layer = next((layer_of_weight[name] for name in node.input if name in layer_of_weight), None)
@@ -229,10 +320,25 @@ def _with_bias(
         return node
     target = f"{layer.name}.bias"
     if not any(target in each.output for each in parts.nodes):  # a module may run twice
-        lower_bias(parts, target, _array(layer.frozen_bias), _array(step))
+        folds = node.input[1] not in near.fused
+        lower_bias(parts, target, _array(layer.frozen_bias), _array(step), folds=folds)
     changed = onnx.NodeProto()
     changed.CopyFrom(node)
     changed.input[2] = target
+    return changed
+
+
+def _guarded(parts: GraphParts, node: onnx.NodeProto, near: _Neighbours) -> onnx.NodeProto:
+    """Returns a node whose input keeps ONNX Runtime from quantizing its weights.
+
+    Between quantizers the runtime rounds weights that it finds in fp32 to int8 by itself, unless
+    the input has a scale for each channel.
+    """
+    if node.op_type not in _WITH_BIAS or node.input[1] not in near.unfused:
+        return node
+    changed = onnx.NodeProto()
+    changed.CopyFrom(node)
+    changed.input[0] = dequantize_apart(parts, node.input[0], near.unfused[node.input[1]])
     return changed
 
 

@@ -10,6 +10,7 @@ ONNX Runtime quantizes to no such type on a CPU. Block formats have no ONNX form
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,11 +23,13 @@ from apqkit.formats import SMALLEST_SCALE, NumberFormat
 from apqkit.quant.carriers import carrier_bits, value_step
 
 __all__ = [
+    "FLOAT8_FORMATS",
     "OPSET",
     "Carrier",
     "GraphParts",
     "carrier_zero",
     "check_carrier",
+    "dequantize_apart",
     "lower_activation",
     "lower_bias",
     "lower_weight",
@@ -38,7 +41,11 @@ OPSET = 21
 Carrier = Literal["int8", "packed"]
 """How weights of at most 4 bits are stored: as int8, or in 2 or 4 bits and cast when loaded."""
 
-_FLOAT8 = {"fp8_e4m3": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
+FLOAT8_FORMATS = MappingProxyType(
+    {"fp8_e4m3": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
+)
+"""Formats of which ONNX has a type, by name."""
+
 _FLOAT8_OPSET, _BLOCKED_OPSET, _WIDE_OPSET = 19, 21, 21
 _PACKED = {2: (TensorProto.INT2, 25), 4: (TensorProto.INT4, 21)}
 """Packed types by bits, with the first operator set that has them."""
@@ -132,7 +139,7 @@ def lower_activation(
     elif scale is None:
         step = _token_scale(parts, source, target, number_format)
         _round_by_nodes(parts, source, target, number_format, step)
-    elif number_format.family == "float" and number_format.name not in _FLOAT8:
+    elif number_format.family == "float" and number_format.name not in FLOAT8_FORMATS:
         step = parts.constant(f"{target}.scale", np.float32(scale))
         _round_by_nodes(parts, source, target, number_format, step)
     else:
@@ -148,8 +155,9 @@ def lower_weight(
     *,
     group_size: int | None = None,
     carrier: Carrier = "int8",
+    folds: bool = False,
 ) -> None:
-    """Adds a stored weight and the node that writes its fp32 values to ``target``.
+    """Adds a stored weight and the nodes that write its fp32 values to ``target``.
 
     Args:
         parts: Where nodes and constants go.
@@ -159,6 +167,9 @@ def lower_weight(
         scale: (channels,); with groups the weight's shape with groups for input channels.
         group_size: Input channels that share a scale, or None.
         carrier: How integers of at most 4 bits are stored; both carriers give the same numbers.
+        folds: For a layer without an integer kernel: writes nodes that runtimes compute once, when
+            they load the model, and not DequantizeLinear, which they keep. The numbers are the
+            same.
 
     Raises:
         ExportError: The format has no ONNX form.
@@ -177,13 +188,16 @@ def lower_weight(
     if unit is None:
         raise ExportError(_no_form("weights", number_format))
     levels = values / spread
-    if number_format.name in _FLOAT8:
+    if number_format.name in FLOAT8_FORMATS:
         parts.needs[f"{number_format.name} weights"] = _FLOAT8_OPSET
-        stored: int = _FLOAT8[number_format.name]
+        stored: int = FLOAT8_FORMATS[number_format.name]
         code = parts.typed_constant(f"{target}.code", levels, stored)
     else:
         code, stored = _integer_code(parts, target, number_format, levels / unit, carrier)
         scale = (scale * unit).astype(np.float32)
+        if folds and group_size is None:
+            _scaled_when_loaded(parts, target, code, scale.reshape(spread.shape))
+            return
     step = parts.constant(f"{target}.scale", scale)
     # Integer kernels are fused only where zero points are spelled out.
     zero = parts.typed_constant(f"{target}.zero", np.zeros(scale.shape, np.float32), stored)
@@ -220,19 +234,62 @@ def lower_bias(
     target: str,
     values: NDArray[np.float32],
     scale: NDArray[np.float32],
+    *,
+    folds: bool = False,
 ) -> None:
-    """Adds a bias stored as int32 and the node that writes its fp32 values to ``target``.
+    """Adds a bias stored as int32 and the nodes that write its fp32 values to ``target``.
 
     Args:
         parts: Where nodes and constants go.
         target: Name of the fp32 tensor.
         values: (channels,) multiples of the scale.
         scale: (channels,) input scale times weight scale, of the integers that hold both.
+        folds: As in :func:`lower_weight`.
     """
     code = parts.constant(f"{target}.code", np.rint(values / scale).astype(np.int32))
+    if folds:
+        _scaled_when_loaded(parts, target, code, scale)
+        return
     zero = parts.constant(f"{target}.zero", np.zeros(len(scale), np.int32))
     step = parts.constant(f"{target}.scale", scale.astype(np.float32))
     parts.node("DequantizeLinear", [code, step, zero], target, {"axis": 0})
+
+
+def dequantize_apart(parts: GraphParts, target: str, channels: int) -> str:
+    """Adds nodes that dequantize a tensor once more, in a form that fuses with nothing.
+
+    It is the same scale for every channel or, where there is but one, a clip that cuts nothing.
+
+    Args:
+        parts: Where the tensor was quantized.
+        target: Name that :func:`lower_activation` wrote it to.
+        channels: Size of axis 1.
+    """
+    name = f"{target}.apart"
+    if any(name in each.output for each in parts.nodes):  # two layers read it
+        return name
+    if channels == 1:
+        widest = np.finfo(np.float32)
+        ends = (("least", widest.min), ("most", widest.max))
+        limits = [parts.constant(f"{target}.{end}", np.float32(value)) for end, value in ends]
+        return parts.node("Clip", [target, *limits], name)
+    node = next(each for each in parts.nodes if target in each.output)
+    values = {each.name: each for each in parts.constants}
+    spread = []
+    for suffix, source in zip(("scales", "zeros"), node.input[1:3], strict=True):
+        constant = numpy_helper.to_array(values[source])
+        stored = numpy_helper.from_array(np.full(channels, constant), f"{target}.{suffix}")
+        parts.constants.append(stored)
+        spread.append(stored.name)
+    return parts.node("DequantizeLinear", [node.input[0], *spread], name, {"axis": 1})
+
+
+def _scaled_when_loaded(
+    parts: GraphParts, target: str, code: str, scale: NDArray[np.float32]
+) -> None:
+    whole = parts.node("Cast", [code], f"{target}.whole", {"to": TensorProto.FLOAT})
+    step = parts.constant(f"{target}.scale", scale.astype(np.float32))
+    parts.node("Mul", [whole, step], target)
 
 
 def _quantize_and_back(
@@ -244,9 +301,9 @@ def _quantize_and_back(
     zero_point: int,
 ) -> None:
     step = parts.constant(f"{target}.scale", np.float32(scale))
-    if number_format.name in _FLOAT8:
+    if number_format.name in FLOAT8_FORMATS:
         parts.needs[f"{number_format.name} activations"] = _FLOAT8_OPSET
-        data_type = _FLOAT8[number_format.name]
+        data_type = FLOAT8_FORMATS[number_format.name]
         zero = parts.typed_constant(f"{target}.zero", np.zeros((), np.float32), data_type)
         code = parts.node("QuantizeLinear", [source, step, zero], f"{target}.code")
         parts.node("DequantizeLinear", [code, step, zero], target)

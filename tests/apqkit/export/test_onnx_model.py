@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from apqkit.quant.layers import (
 from apqkit.quant.onnx_marker import MARKER_DOMAIN
 from apqkit.quant.qdq import OPSET
 from apqkit.quant.ranges import activation_scale, weight_scale
+from apqkit.spaces.base import largest_picks
 from apqkit.spaces.draws import draw_uniform
 
 SHAPE = (1, 8, 8)
@@ -229,14 +231,66 @@ def test_every_layer_between_integers_runs_in_a_fused_integer_kernel(frozen, tmp
     assert ops["QGemm"] == 1
 
 
+@pytest.mark.parametrize("carrier", ["int8", "packed"])
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [("int8", "fp32"), ("int2", "fp32"), ("int8", "int16"), ("fp4_e2m1", "bf16")],
+)
+def test_weights_without_an_integer_kernel_are_made_when_the_model_is_loaded(
+    frozen, tmp_path, weights, activations, carrier
+):
+    """A convolution whose weights are computed anew in every run also loses its fast layout."""
+    proto = onnx_model(frozen(weights, activations), SHAPE, {}, carrier=carrier)
+    nodes = optimised_ops(proto, tmp_path)
+    constants = {each.name for each in onnx.load(tmp_path / "optimised.onnx").graph.initializer}
+    computed = [n.name for n in nodes if n.input and n.input[0] in constants]
+    assert not computed
+    weighted = [node for node in nodes if "Conv" in node.op_type or "Gemm" in node.op_type]
+    assert len(weighted) == 18
+    assert all(set(node.input[1:3]) <= constants for node in weighted)
+
+
+def test_a_convolution_before_fp32_keeps_its_integers_but_runs_on_folded_weights(
+    space, frozen, splits, tmp_path
+):
+    """Its input is an integer and its output is not, so no runtime fuses it."""
+    table = space.network(largest_picks(space.dims)).with_formats("int8", "int8")
+    layers = [
+        replace(each, activation_format="fp32" if each.name.endswith("depthwise") else "int8")
+        for each in table.layers()
+    ]
+    model = frozen(layers=layers)
+    proto = onnx_model(model, SHAPE, {})
+    types = Counter(each.data_type for each in proto.graph.initializer if len(each.dims) == 4)
+    assert types[TensorProto.INT8] == 17
+    assert types[TensorProto.FLOAT] == 10  # scales of depthwise layers and of those before them
+    expected = logits_of(model, splits.validation)
+    for optimised in (False, True):
+        found = exported_logits(model, splits.validation, tmp_path / "m.onnx", optimised=optimised)
+        assert (found.argmax(axis=1) != expected.argmax(axis=1)).mean() < 0.01
+    ops = Counter(each.op_type for each in optimised_ops(proto, tmp_path))
+    assert (ops["QLinearConv"], ops["Conv"]) == (7, 10)
+
+
 def group_of(node):
     return next((each.i for each in node.attribute if each.name == "group"), 1)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp4_e2m1"])
-def test_the_runtime_finds_no_bias_left_to_quantize(frozen, splits, weights):
-    """ONNX Runtime rounds fp32 biases of layers between integer tensors by itself."""
-    proto = onnx_model(frozen(weights, "int4"), SHAPE, {})
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        ("int8", "int4"),
+        ("fp4_e2m1", "int4"),
+        ("fp32", "int8"),
+        ("bf16", "int8"),
+        ("int16", "int8"),
+        ("fp8_e4m3", "int4"),
+        ("int8", "int16"),
+    ],
+)
+def test_the_runtime_finds_nothing_left_to_quantize(frozen, splits, weights, activations):
+    """ONNX Runtime rounds fp32 weights and biases between quantized tensors by itself."""
+    proto = onnx_model(frozen(weights, activations), SHAPE, {})
     pixels = splits.validation.images().contiguous().numpy()
     results = []
     for disabled in ([], ["WeightBiasQuantization"]):
