@@ -7,7 +7,7 @@ replaced by the nodes that compute what that quantizer computes, with its own sc
 import io
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,14 +182,25 @@ def _lower(
         else:
             _lower_quantizer(parts, node.input[0], target, activations[name])
     kept = [*graph.initializer, *parts.constants]
-    used = {name for node in parts.nodes for name in node.input}
+    nodes = _needed(parts.nodes, {each.name for each in graph.output})
+    used = {name for node in nodes for name in node.input}
     return helper.make_graph(
-        parts.nodes,
+        nodes,
         "apqkit",
         list(graph.input),
         list(graph.output),
         [each for each in kept if each.name in used],
     )
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Returns the nodes that outputs depend on; runtimes run the others, too."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 @dataclass(frozen=True)
