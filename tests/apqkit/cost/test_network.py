@@ -1,7 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 
-from apqkit.cost.network import NetworkCost, bops, layer_bops, peak_activation_kib, size_kib
+from apqkit.cost.network import (
+    BOPS_CONVENTIONS,
+    BOPS_LAYERS,
+    NetworkCost,
+    bops,
+    layer_bops,
+    peak_activation_kib,
+    size_kib,
+)
+from apqkit.errors import UnknownNameError
 from apqkit.formats import FORMATS, format_code
 from apqkit.spaces.base import largest_picks
 from apqkit.testing import check_cost_model
@@ -160,3 +171,109 @@ def test_satisfies_the_conformance_check(tiny_networks):
     model: CostModel = NetworkCost()
     assert tuple(model.cost(tiny_networks)) == model.metrics
     check_cost_model(model, tiny_networks)
+
+
+def resnet18(*, projects_first_stage):
+    """ResNet-18 at 224 x 224 as a table of its convolutions and its classifier, in fp32.
+
+    Rows only: kernel, stride, channels in and out, side of the input.
+    """
+    rows = [(7, 2, 3, 64, 224)]
+    if projects_first_stage:
+        rows.append((1, 1, 64, 64, 56))
+    rows += [(3, 1, 64, 64, 56)] * 4
+    for narrow, wide, side in ((64, 128, 56), (128, 256, 28), (256, 512, 14)):
+        rows += [(3, 2, narrow, wide, side), (1, 2, narrow, wide, side)]
+        rows += [(3, 1, wide, wide, side // 2)] * 3
+    rows.append((1, 1, 512, 1000, 1))
+    kernel, stride, inputs, outputs, side = (column(*each) for each in zip(*rows, strict=True))
+    ops = [OPS.index("conv")] * (len(rows) - 1) + [OPS.index("linear")]
+    fp32 = np.full((1, len(rows)), format_code("fp32"))
+    return LayerTable(
+        names=tuple(f"row{row}" for row in range(len(rows))),
+        op=column(*ops),
+        in_channels=inputs,
+        out_channels=outputs,
+        kernel=kernel,
+        stride=stride,
+        groups=np.ones_like(fp32),
+        in_height=side,
+        in_width=side,
+        activation=np.zeros_like(fp32),
+        weight_format=fp32,
+        activation_format=fp32,
+        active=np.ones(fp32.shape, dtype=bool),
+        producers=np.full((*fp32.shape, 2), -1),
+    )
+
+
+def test_published_bit_operations_of_resnet18():
+    """HAWQ-V3 counts fp32 as 32 x 32; FLIQS bf16 as 16 x 16, with a projection in every stage."""
+    plain = resnet18(projects_first_stage=False)
+    assert plain.macs.sum() == 1_814_073_344
+    assert bops(plain).item() / 1e9 == pytest.approx(1858, abs=0.5)
+    projected = resnet18(projects_first_stage=True).with_formats("bf16", "bf16")
+    assert bops(projected).item() / 1e9 == pytest.approx(467.7, abs=0.05)
+    # Without the projection, which most implementations lack, it would be 464.4.
+    assert bops(plain.with_formats("bf16", "bf16")).item() / 1e9 == pytest.approx(464.4, abs=0.05)
+
+
+def test_first_and_last_layers_can_be_left_out():
+    table = resnet18(projects_first_stage=False)
+    inner = bops(table, layers="inner").item()
+    outer = (7 * 7 * 3 * 64 * 112 * 112 + 512 * 1000) * 32 * 32
+    assert inner == bops(table).item() - outer
+    assert bops(table, convention="baskin", layers="inner") < bops(table, convention="baskin")
+
+
+def test_every_convention_equals_loops_over_the_layers(tiny_networks):
+    for candidate in range(len(tiny_networks)):
+        layers = [each for each in tiny_networks.layers(candidate) if each.weight_format]
+        expected = {
+            (convention, counted): sum(
+                macs_of(each) * bit_operations(each, convention) for each in kept
+            )
+            for counted, kept in (("all", layers), ("inner", layers[1:-1]))
+            for convention in BOPS_CONVENTIONS
+        }
+        assert {counted for _, counted in expected} == set(BOPS_LAYERS)
+        one = tiny_networks.take(slice(candidate, candidate + 1))
+        for (convention, counted), value in expected.items():
+            found = bops(one, convention=convention, layers=counted).item()
+            assert found == pytest.approx(value, rel=1e-12)
+
+
+def bit_operations(layer, convention):
+    """Of one multiply-accumulate."""
+    w, a = BITS[layer.weight_format], BITS[layer.activation_format]
+    if convention == "product":
+        return w * a
+    return w * a + w + a + math.log2(layer.kernel**2 * layer.in_channels / layer.groups)
+
+
+def test_the_metric_is_the_product_over_all_layers(tiny_networks):
+    expected = bops(tiny_networks, convention="product", layers="all")
+    assert np.array_equal(NetworkCost().cost(tiny_networks)["bops"], expected)
+    wider = bops(tiny_networks, convention="baskin")
+    assert (wider > expected).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"convention": "products"},
+            "no convention of bit operations named 'products' (did you mean 'product'?); "
+            "there are: baskin, product",
+        ),
+        (
+            {"layers": "iner"},
+            "no choice of layers for bit operations named 'iner' (did you mean 'inner'?); "
+            "there are: all, inner",
+        ),
+    ],
+)
+def test_unknown_conventions_are_answered_with_those_there_are(four_rows, names, message):
+    with pytest.raises(UnknownNameError) as caught:
+        bops(four_rows, **names)
+    assert str(caught.value) == message
