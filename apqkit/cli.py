@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from apqkit.front import ParetoSet
+    from apqkit.pipeline import BuiltTable
 
 __all__ = ["app", "main"]
 
@@ -125,6 +126,99 @@ def report(run: _Run) -> None:
         print(make_report(run, progress=progress))
 
 
+@app.command("build-lut")
+def build_lut(
+    config: _Config = "digits",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The table; default lut_CONFIG.csv.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="host, or a folder that a device measured.")
+    ] = "host",
+    prepare: Annotated[
+        Path | None,
+        typer.Option("--prepare", help="Write a folder for another machine to measure instead."),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Seconds to time layers for, about.")
+    ] = 180.0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Such as cost.batch=8."),
+    ] = None,
+) -> None:
+    """Builds a look-up table of the layers that a configuration's space can produce."""
+    from apqkit.config import load_config
+    from apqkit.pipeline import build_space_table, prepare_space_table, resolved
+    from apqkit.progress import RichProgress
+
+    asked = [f"cost.device={json.dumps(device)}", f"cost.budget_s={budget}"]
+    settings = resolved(load_config(config, [*(overrides or []), *asked]))
+    if prepare is not None:
+        rows = prepare_space_table(settings, prepare)
+        print(f"{rows} rows to measure: copy the folder to the device and run there")
+        print("  python measure.py --device NAME")
+        print(f"then bring it back and use it: --set cost.device={prepare}")
+        print(prepare)
+        return
+    path = out or Path(f"lut_{Path(config).stem}.csv")
+    with RichProgress() as progress:
+        built = build_space_table(settings, path, progress=progress)
+    _print_built(built)
+    print(path)
+
+
+@app.command("check-lut")
+def check_lut(
+    table: Annotated[Path, typer.Argument(help="A look-up table of this machine (CSV).")],
+    config: _Config = "digits",
+    out: Annotated[Path, typer.Option("--out", help="Folder of figures and picture.")] = Path(
+        "lut_check"
+    ),
+    networks: Annotated[int, typer.Option("--networks", help="How many to time whole.")] = 40,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, dotted, TOML value."),
+    ] = None,
+) -> None:
+    """Times whole exported networks and compares them with a table's prices."""
+    from apqkit.config import load_config
+    from apqkit.pipeline import check_space_table, resolved
+    from apqkit.progress import RichProgress
+
+    settings = resolved(load_config(config, overrides or []))
+    with RichProgress() as progress:
+        check = check_space_table(settings, table, out, networks=networks, progress=progress)
+    for name, figures in check.figures().items():
+        said = (f"{figure} {value:.3f}" for figure, value in figures.items())
+        print(f"{name:15}{', '.join(said)}")
+    print(out)
+
+
+@app.command("import-lut")
+def import_lut(
+    dialect: Annotated[str, typer.Argument(help="Whose (apqkit list tables).")],
+    file: Annotated[Path, typer.Argument(help="The published file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default lut_DIALECT.csv.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="What the file leaves open."),
+    ] = None,
+) -> None:
+    """Reads a look-up table that others published into the one schema."""
+    from apqkit.config import tree_of
+    from apqkit.cost import write_lut
+    from apqkit.cost.importers import import_table
+
+    table = import_table(dialect, file, tree_of(overrides or []))
+    path = out or Path(f"lut_{dialect}.csv")
+    write_lut(path, table)
+    for name, value in table.header.items():
+        print(f"{name}: {value}")
+    print(f"{len(table)} rows")
+    print(path)
+
+
 @app.command("list")
 def list_names(
     kind: Annotated[
@@ -197,6 +291,17 @@ def _print_front(front: "ParetoSet") -> None:
     print("\nfor scale\n")
     _print_table(front_table(front.references))
     print()
+
+
+def _print_built(built: "BuiltTable") -> None:
+    print(f"{built.device}: {built.nodes} layers, {built.edges} conversions between layers")
+    print(
+        f"{len(built.estimated)} rows that networks of the space need are estimated, "
+        f"{built.share_estimated:.1%} of their latency"
+    )
+    for layer, each in list(built.estimated.items())[:5]:
+        error = each["relative_error"]
+        print(f"  {layer}: {each['latency_ms']:.4g} ms, give or take {error:.0%}")
 
 
 def _print_table(frame: "pd.DataFrame") -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "SupernetConfig",
     "load_config",
     "shipped_configs",
+    "tree_of",
     "validate_model",
 ]
 
@@ -135,8 +136,10 @@ class PredictorConfig(Section):
 class CostConfig(Section):
     """Where latency comes from."""
 
-    device: str = "host"  # a simulator, "host", or the path of a table (CSV)
+    device: str = "host"  # a simulator, "host", or a table: a CSV or a folder that was measured
     batch: Positive = 1
+    native_only: bool = False  # offer only formats that the device computes natively
+    budget_s: Annotated[float, Field(gt=0.0)] = 180.0  # for timing layers on this machine
 
 
 class SearchConfig(Section):
@@ -218,6 +221,21 @@ def load_config(
     for override in overrides:
         tree = _override(tree, override)
     return validate_model(Config, tree)
+
+
+def tree_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns ``key=value`` texts with dotted keys and TOML values as nested mappings.
+
+    >>> tree_of(["a.b=1", "a.c=x"])
+    {'a': {'b': 1, 'c': 'x'}}
+
+    Raises:
+        ConfigError: A text is no ``key=value``.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        tree = _override(tree, override)
+    return tree
 
 
 def validate_model(model: type[Model], tree: Mapping[str, Any], prefix: str = "") -> Model:

@@ -44,6 +44,12 @@ def _devices() -> dict[str, str]:
     return {name: each.says for name, each in DEVICES.items()}
 
 
+def _tables() -> dict[str, str]:
+    from apqkit.cost.importers import IMPORTERS
+
+    return {name: each.says for name, each in IMPORTERS.items()}
+
+
 def _datasets() -> dict[str, str]:
     from apqkit.data import DATASETS
 
@@ -76,5 +82,6 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "proxies": _proxies,
     "spaces": _spaces,
     "strategies": _strategies,
+    "tables": _tables,
 }
 """Kinds of things that ``apqkit list`` shows."""

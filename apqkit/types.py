@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "OPS",
+    "AdditiveCost",
     "BoolArray",
     "Choice",
     "CostModel",
@@ -281,6 +282,20 @@ class CostModel(Protocol):
 
     def cost(self, table: LayerTable) -> dict[str, FloatArray]:
         """Returns ``{metric: (n,)}``; NaN where the device cannot run a candidate."""
+
+
+class AdditiveCost(CostModel, Protocol):
+    """A cost model whose metrics follow from what each row of a network table adds."""
+
+    @property
+    def peaks(self) -> tuple[str, ...]:
+        """Terms of which a candidate's largest row counts, and not the sum."""
+
+    def layer_terms(self, table: LayerTable) -> dict[str, FloatArray]:
+        """{term: (n, L)} what each row adds, 0 where inactive, NaN without a kernel."""
+
+    def totals(self, sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Returns ``{metric: (n,)}`` from the terms (n,), summed over rows or at their peak."""
 
 
 @dataclass(frozen=True)

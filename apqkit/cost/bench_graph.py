@@ -1,4 +1,4 @@
-"""ONNX graphs that hold layers side by side, to be timed."""
+"""ONNX graphs that hold layers and conversions side by side, to be timed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,159 +6,250 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from apqkit.cost.keys import KEY_COLUMNS
+from apqkit.cost.keys import CONVERSIONS, KEY_COLUMNS, TABLE_ACTIVATIONS, TABLE_OPS
+from apqkit.cost.measure import BLOCK_PROBES
 from apqkit.formats import FORMATS
 from apqkit.quant.qdq import OPSET, GraphParts, carrier_zero, lower_bias, lower_weight
-from apqkit.types import ACTIVATIONS, OPS, IntArray
+from apqkit.types import IntArray
 
-__all__ = ["bench_feeds", "bench_graph"]
+__all__ = ["bench_graph", "block_probe"]
 
 _STEP = np.float32(0.02)
 _IR_VERSION = 10
+_BLOCKS = "com.microsoft.nchwc"  # the runtime's own ops on channels in blocks
+_IMAGE_CHANNELS = 4  # at most; tensors of more come from a convolution
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """One layer of the graph."""
+    """One row of the graph.
+
+    Attributes:
+        parts: Nodes and constants of the graph.
+        row: Its number, which its nodes are named by.
+        key: Columns by name.
+        batch: Images a run.
+        inputs: Of the graph.
+    """
 
     parts: GraphParts
-    prefix: str
-    key: dict[str, int]
+    row: int
+    key: Mapping[str, int]
     batch: int
+    inputs: list[onnx.ValueInfoProto]
 
     @property
-    def integer(self) -> bool:
-        return list(FORMATS)[self.key["activation_format"]] == "int8"
+    def prefix(self) -> str:
+        """What names of its nodes begin with."""
+        return f"layer{self.row}"
 
-    @property
-    def tensor_type(self) -> int:
-        if not self.integer:
-            return int(TensorProto.FLOAT)
-        return int(TensorProto.UINT8)
+    def is_integer(self, column: str) -> bool:
+        """Whether a format column reads int8."""
+        return list(FORMATS)[self.key[column]] == "int8"
 
-    def quantization(self) -> tuple[str, str]:
-        zero = carrier_zero(signed=bool(self.key["signed_input"]))
-        step = self.parts.constant(self._fresh("step"), _STEP)
-        return step, self.parts.constant(self._fresh("zero"), zero)
+    def image(self) -> list[int]:
+        """Returns the shape of what the layer reads."""
+        size = (self.key["in_height"], self.key["in_width"])
+        return [self.batch, self.key["in_channels"], *size]
 
-    def input(self, index: int, shape: list[int]) -> tuple[onnx.ValueInfoProto, str]:
-        name = f"{self.prefix}_in{index}"
-        info = helper.make_tensor_value_info(name, self.tensor_type, shape)
-        if not self.integer:
-            return info, name
-        return info, self.parts.node("DequantizeLinear", [name, *self.quantization()], f"{name}_x")
+    def quantization(self, name: str, *, signed: bool) -> tuple[str, str]:
+        """Adds step and zero point of a tensor."""
+        name = f"{self.prefix}_{name}{len(self.parts.constants)}"
+        step = self.parts.constant(f"{name}_step", _STEP)
+        return step, self.parts.constant(f"{name}_zero", carrier_zero(signed=signed))
+
+    def placeholder(self, name: str, shape: list[int], *, integer: bool) -> str:
+        """Adds an input of the graph and returns its name."""
+        kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
+        name = f"{self.prefix}_{name}"
+        self.inputs.append(helper.make_tensor_value_info(name, int(kind), shape))
+        return name
+
+    def source(self, name: str, shape: list[int]) -> str:
+        """Adds an input in the format that the layer reads; returns an fp32 tensor."""
+        if not self.is_integer("activation_format"):
+            return self.placeholder(name, shape, integer=False)
+        code = self.placeholder(name, shape, integer=True)
+        step, zero = self.quantization(name, signed=bool(self.key["signed_input"]))
+        return self.parts.node("DequantizeLinear", [code, step, zero], f"{self.prefix}_{name}_x")
 
     def output(self, name: str) -> onnx.ValueInfoProto:
-        if self.integer:
-            signed = ACTIVATIONS[self.key["activation"]] != "relu"
-            step = self.parts.constant(self._fresh("out_step"), _STEP)
-            zero = self.parts.constant(self._fresh("out_zero"), carrier_zero(signed=signed))
-            name = self.parts.node("QuantizeLinear", [name, step, zero], f"{self.prefix}_out")
-            return helper.make_tensor_value_info(name, TensorProto.UINT8, None)
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-
-    def weighted(
-        self, op: str, x: str, shape: tuple[int, ...], attributes: Mapping[str, Any]
-    ) -> str:
-        rng = np.random.default_rng(len(self.parts.constants))
-        channels = shape[0]
-        if self.integer:
-            scale = np.full(channels, _STEP)
-            levels = rng.integers(-127, 128, shape).astype(np.float32)
-            lower_weight(self.parts, f"{self.prefix}_w", FORMATS["int8"], levels * _STEP, scale)
-            lower_bias(
-                self.parts, f"{self.prefix}_b", np.zeros(channels, np.float32), scale * _STEP
-            )
-        else:
-            values = rng.standard_normal(shape).astype(np.float32)
-            self.parts.constant(f"{self.prefix}_w", values)
-            self.parts.constant(f"{self.prefix}_b", np.zeros(channels, np.float32))
-        return self.timed(op, [x, f"{self.prefix}_w", f"{self.prefix}_b"], attributes)
-
-    def timed(self, op: str, inputs: list[str], attributes: Mapping[str, Any]) -> str:
-        output = f"{self.prefix}_y"
-        name = f"{self.prefix}_{op}"
-        self.parts.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        if ACTIVATIONS[self.key["activation"]] == "relu":
-            return self.parts.node("Relu", [output], f"{self.prefix}_relu")
-        return output
-
-    def _fresh(self, name: str) -> str:
-        return f"{self.prefix}_{name}{len(self.parts.constants)}"
+        """Returns the output of the graph that a result becomes, in the format written."""
+        if not self.is_integer("output_format"):
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        signed = TABLE_ACTIVATIONS[self.key["activation"]] != "relu"
+        step, zero = self.quantization("out", signed=signed)
+        name = self.parts.node("QuantizeLinear", [name, step, zero], f"{self.prefix}_out")
+        return helper.make_tensor_value_info(name, TensorProto.UINT8, None)
 
 
 def bench_graph(keys: IntArray, batch: int) -> onnx.ModelProto:
-    """Returns a model whose nodes named ``layerI_...`` compute the layers, side by side.
+    """Returns a model whose nodes named ``layerI_...`` compute row I, side by side.
+
+    Pools of more channels than images have stand after a convolution, ``feedI_...``, so that they
+    read the order that it writes; so does what a convolution adds to its output.
 
     Args:
-        keys: (m, c) columns of :data:`apqkit.cost.keys.KEY_COLUMNS`, formats by carrier.
+        keys: (m, c) columns of :data:`apqkit.cost.keys.KEY_COLUMNS`, formats int8 or fp32.
         batch: Images a run.
     """
     parts = GraphParts()
     inputs: list[onnx.ValueInfoProto] = []
     outputs: list[onnx.ValueInfoProto] = []
     for row, key in enumerate(keys.tolist()):
-        named = dict(zip(KEY_COLUMNS, key, strict=True))
-        bench = _Bench(parts, f"layer{row}", named, batch)
-        infos, result = _add_layer(bench)
-        inputs += infos
-        outputs.append(result)
+        bench = _Bench(parts, row, dict(zip(KEY_COLUMNS, key, strict=True)), batch, inputs)
+        outputs += _row(bench)
+    return _model(parts, inputs, outputs)
+
+
+def block_probe() -> onnx.ModelProto:
+    """Returns a model for :func:`apqkit.cost.measure.probed_block`."""
+    parts = GraphParts()
+    inputs: list[onnx.ValueInfoProto] = []
+    outputs: list[onnx.ValueInfoProto] = []
+    for channels in BLOCK_PROBES:
+        name = f"probe{channels}"
+        shape = [1, channels, 4, 4]
+        inputs.append(helper.make_tensor_value_info(f"{name}_in", TensorProto.FLOAT, shape))
+        weight = parts.constant(f"{name}_w", np.ones((64, channels, 1, 1), np.float32))
+        y = parts.node("Conv", [f"{name}_in", weight], f"{name}_y", {"kernel_shape": [1, 1]})
+        outputs.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, None))
+    return _model(parts, inputs, outputs)
+
+
+def _model(
+    parts: GraphParts, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
     graph = helper.make_graph(parts.nodes, "layers", inputs, outputs, parts.constants)
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    opsets = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == _BLOCKS for node in parts.nodes):
+        opsets.append(helper.make_opsetid(_BLOCKS, 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
 
-def bench_feeds(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    """Returns random inputs for a model of :func:`bench_graph`."""
-    rng = np.random.default_rng(0)
-    feeds: dict[str, NDArray[np.generic]] = {}
-    for info in model.graph.input:
-        tensor = info.type.tensor_type
-        shape = [dim.dim_value for dim in tensor.shape.dim]
-        if tensor.elem_type == TensorProto.FLOAT:
-            feeds[info.name] = rng.random(shape, dtype=np.float32)
-        else:
-            feeds[info.name] = rng.integers(0, 256, shape).astype(np.uint8)
-    return feeds
-
-
-def _add_layer(bench: _Bench) -> tuple[list[onnx.ValueInfoProto], onnx.ValueInfoProto]:
-    key, op = bench.key, OPS[bench.key["op"]]
-    channels, out = key["in_channels"], key["out_channels"]
-    image = [bench.batch, channels, key["in_height"], key["in_width"]]
-    if op == "input":
-        return _add_input(bench, image)
+def _row(bench: _Bench) -> list[onnx.ValueInfoProto]:
+    """Adds a row and returns the graph's outputs that it makes."""
+    op = TABLE_OPS[bench.key["op"]]
+    if op in CONVERSIONS:
+        return [_conversion(bench, op)]
     if op == "linear":
-        info, x = bench.input(0, [bench.batch, channels])
-        return [info], bench.output(bench.weighted("Gemm", x, (out, channels), {"transB": 1}))
-    info, x = bench.input(0, image)
-    if op == "add":
-        other, y = bench.input(1, image)
-        return [info, other], bench.output(bench.timed("Add", [x, y], {}))
+        x = bench.source("in0", bench.image()[:2])
+        return [bench.output(_activated(bench, _linear(bench, x)))]
     if op == "conv":
-        kernel, stride, groups = key["kernel"], key["stride"], key["groups"]
-        window = {
-            "kernel_shape": [kernel] * 2,
-            "pads": [kernel // 2] * 4,
-            "strides": [stride] * 2,
-            "group": groups,
-        }
-        y = bench.weighted("Conv", x, (out, channels // groups, kernel, kernel), window)
-        return [info], bench.output(y)
+        x = bench.source("in0", bench.image())
+        y = _conv(bench, bench.prefix, x, bench.key)
+        y = _plus_residual(bench, y) if bench.key["residual"] else y
+        return [bench.output(_activated(bench, y))]
+    if op == "add":
+        terms = [bench.source(each, bench.image()) for each in ("in0", "in1")]
+        y = bench.parts.node("Add", terms, f"{bench.prefix}_y")
+        return [bench.output(_activated(bench, y))]
+    is_image = bench.key["in_channels"] <= _IMAGE_CHANNELS
+    x = bench.source("in0", bench.image()) if is_image else _fed(bench)
+    window = {"kernel_shape": [bench.key["kernel"]] * 2, "strides": [bench.key["stride"]] * 2}
     if op == "pool":
-        window = {"kernel_shape": [key["kernel"]] * 2, "strides": [key["stride"]] * 2}
-        return [info], bench.output(bench.timed("AveragePool", [x], window))
-    return [info], bench.output(bench.timed("GlobalAveragePool", [x], {}))
+        return [bench.output(bench.parts.node("AveragePool", [x], f"{bench.prefix}_y", window))]
+    return [bench.output(bench.parts.node("GlobalAveragePool", [x], f"{bench.prefix}_y"))]
 
 
-def _add_input(
-    bench: _Bench, image: list[int]
-) -> tuple[list[onnx.ValueInfoProto], onnx.ValueInfoProto]:
-    """The input row costs nothing by itself; a copy of the image stands in for it."""
-    name = f"{bench.prefix}_in0"
-    info = helper.make_tensor_value_info(name, TensorProto.FLOAT, image)
-    result = bench.timed("Identity", [name], {})
-    return [info], helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+def _plus_residual(bench: _Bench, y: str) -> str:
+    """Adds a sum that runtimes compute inside the convolution that writes y."""
+    stride, channels = max(bench.key["stride"], 1), bench.key["out_channels"]
+    size = [(bench.key[name] - 1) // stride + 1 for name in ("in_height", "in_width")]
+    x = bench.placeholder("in1", [bench.batch, channels, *size], integer=False)
+    # With an activation, so that there is but one convolution that the sum can go into.
+    other = bench.parts.node("Relu", [_pointwise(bench, x, channels)], f"feed{bench.row}_relu")
+    return bench.parts.node("Add", [y, other], f"{bench.prefix}_sum")
+
+
+def _fed(bench: _Bench) -> str:
+    """Adds a convolution whose output the row reads, in the format that it reads."""
+    x = bench.source("in0", bench.image())
+    y = _pointwise(bench, x, bench.key["in_channels"])
+    if not bench.is_integer("activation_format"):
+        return y
+    step, zero = bench.quantization("fed", signed=bool(bench.key["signed_input"]))
+    code = bench.parts.node("QuantizeLinear", [y, step, zero], f"feed{bench.row}_code")
+    return bench.parts.node("DequantizeLinear", [code, step, zero], f"feed{bench.row}_x")
+
+
+def _pointwise(bench: _Bench, x: str, channels: int) -> str:
+    sizes = {"in_channels": channels, "out_channels": channels, "kernel": 1}
+    return _conv(bench, f"feed{bench.row}", x, {**sizes, "stride": 1, "groups": 1})
+
+
+def _conv(bench: _Bench, name: str, x: str, shape: Mapping[str, int]) -> str:
+    kernel, groups = shape["kernel"], max(shape["groups"], 1)
+    window = {
+        "kernel_shape": [kernel] * 2,
+        "pads": [kernel // 2] * 4,
+        "strides": [shape["stride"]] * 2,
+        "group": groups,
+    }
+    weight = (shape["out_channels"], shape["in_channels"] // groups, kernel, kernel)
+    constants = _weights(bench, name, weight)
+    return bench.parts.node("Conv", [x, *constants], f"{name}_y", window)
+
+
+def _linear(bench: _Bench, x: str) -> str:
+    shape = (bench.key["out_channels"], bench.key["in_channels"])
+    constants = _weights(bench, bench.prefix, shape)
+    return bench.parts.node("Gemm", [x, *constants], f"{bench.prefix}_y", {"transB": 1})
+
+
+def _weights(bench: _Bench, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Adds random weights and a bias and returns their names."""
+    rng = np.random.default_rng(len(bench.parts.constants))
+    weight, bias = f"{name}_w", f"{name}_b"
+    zeros = np.zeros(shape[0], np.float32)
+    if bench.is_integer("activation_format"):
+        scale = np.full(shape[0], _STEP)
+        levels = rng.integers(-127, 128, shape).astype(np.float32)
+        lower_weight(bench.parts, weight, FORMATS["int8"], levels * _STEP, scale)
+        lower_bias(bench.parts, bias, zeros, scale * _STEP)
+    else:
+        bench.parts.constant(weight, rng.standard_normal(shape).astype(np.float32))
+        bench.parts.constant(bias, zeros)
+    return weight, bias
+
+
+def _activated(bench: _Bench, y: str) -> str:
+    if TABLE_ACTIVATIONS[bench.key["activation"]] == "relu":
+        return bench.parts.node("Relu", [y], f"{bench.prefix}_relu")
+    return y
+
+
+def _conversion(bench: _Bench, op: str) -> onnx.ValueInfoProto:
+    name, shape = f"{bench.prefix}_y", bench.image()
+    integer = bench.is_integer("activation_format")
+    written = bench.is_integer("output_format")
+    if op == "layout_out" and integer:
+        shape = [shape[0], *shape[2:], shape[1]]
+    x = bench.placeholder("in0", shape, integer=integer)
+    if op in ("quantize", "dequantize"):
+        node = "QuantizeLinear" if op == "quantize" else "DequantizeLinear"
+        bench.parts.node(node, [x, *bench.quantization("in", signed=False)], name)
+    elif op == "requantize":
+        ends = [bench.parts.constant(f"{name}_{each}", np.uint8(each)) for each in (0, 15)]
+        bench.parts.node("Clip", [x, *ends], name)
+    elif integer:
+        order = [0, 2, 3, 1] if op == "layout_in" else [0, 3, 1, 2]
+        bench.parts.node("Transpose", [x], name, {"perm": order})
+    else:
+        bench.parts.nodes.append(_reorder(bench, op, x, name))
+    kind = TensorProto.UINT8 if written else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, int(kind), None)
+
+
+def _reorder(bench: _Bench, op: str, x: str, y: str) -> onnx.NodeProto:
+    if op == "layout_in":
+        return helper.make_node("ReorderInput", [x], [y], name=y, domain=_BLOCKS)
+    feed = f"feed{bench.row}_x"  # only the runtime itself knows how wide its blocks are
+    bench.parts.nodes.append(
+        helper.make_node("ReorderInput", [x], [feed], name=feed, domain=_BLOCKS)
+    )
+    x = feed
+    channels: dict[str, Any] = {"channels": bench.key["in_channels"]}
+    return helper.make_node("ReorderOutput", [x], [y], name=y, domain=_BLOCKS, **channels)

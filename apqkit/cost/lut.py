@@ -1,49 +1,54 @@
-"""A look-up table of measured layers: one schema, misses estimated and named, never a KeyError."""
+"""Look-up tables of measured layers and conversions: one schema, one file format.
+
+A file is CSV under a header of ``# name: value`` lines. Nodes and edges (see
+:data:`apqkit.cost.keys.CONVERSIONS`) are rows of the same columns.
+"""
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from apqkit.cost.keys import KEY_COLUMNS, LayerKeys, distinct_keys, key_columns
+from apqkit.cost.keys import KEY_COLUMNS, coded, key_text, named_key
 from apqkit.errors import CostError
-from apqkit.formats import FORMATS, format_code
 from apqkit.run import write_atomically
-from apqkit.types import OPS, BoolArray, FloatArray, IntArray, LayerTable
+from apqkit.types import FloatArray, IntArray
 
 __all__ = [
-    "Coverage",
     "LookupTable",
-    "LutCost",
-    "carrier_columns",
     "check_same_hardware",
+    "make_table",
     "missing_keys",
-    "named_key",
     "read_lut",
     "write_lut",
 ]
 
 _MS_COLUMNS = ("latency_ms", "p10_ms", "p90_ms")
+_COUNT, _ENERGY = "count", "energy_mj"
+_FIGURES = (*_MS_COLUMNS, _COUNT)
 _HEADER_MARK = "# "
-_NO_FORMAT = "none"
 _LARGEST = 2.0**31  # of any figure in a file
+_UNKNOWN = -2  # below every code
+_DIFFERS = ("date", "source")  # what may differ between tables of one hardware
 
 
 @dataclass(frozen=True)
 class LookupTable:
-    """Measured layers.
+    """Measured layers and conversions.
 
     Attributes:
-        header: Device, runtime, version, threads, batch, CPU flags, units, date.
+        header: Device, runtime, version, threads, batch, CPU flags, units, date, licence, source.
         keys: (m, c) columns of :data:`apqkit.cost.keys.KEY_COLUMNS`.
-        latency_ms: (m,) mean over the middle of the repeats.
+        latency_ms: (m,) mean or median of the repeats.
         p10_ms: (m,) 10 % quantile.
         p90_ms: (m,) 90 % quantile.
         count: (m,) repeats.
+        energy_mj: (m,) energy, NaN where it is not known.
     """
 
     header: Mapping[str, str]
@@ -52,41 +57,109 @@ class LookupTable:
     p10_ms: FloatArray
     p90_ms: FloatArray
     count: IntArray
+    energy_mj: FloatArray = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        """Fills in energies where none is known."""
+        if not len(self.energy_mj):
+            object.__setattr__(self, "energy_mj", np.full(len(self.keys), np.nan))
+
+    def __len__(self) -> int:
+        """Returns the number of rows, m."""
+        return len(self.keys)
+
+    @property
+    def spread_ms(self) -> FloatArray:
+        """(m,) standard deviation of a run, from the quantiles of a normal distribution."""
+        return np.asarray((self.p90_ms - self.p10_ms) / _DECILES_IN_SD)
 
     def to_csv(self) -> str:
-        """Returns the table as CSV under a header of ``# name: value`` lines."""
+        """Returns the table as a file holds it; energies that are not known are left out."""
         buffer = io.StringIO()
         for name, value in self.header.items():
             buffer.write(f"{_HEADER_MARK}{name}: {value}\n")
+        with_energy = bool(np.isfinite(self.energy_mj).any())
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow([*KEY_COLUMNS, *_MS_COLUMNS, "count"])
-        values = zip(self.keys, self.latency_ms, self.p10_ms, self.p90_ms, self.count, strict=True)
-        for key, *figures, count in values:
-            writer.writerow([*named_key(key), *(f"{each:.6g}" for each in figures), int(count)])
+        writer.writerow([*KEY_COLUMNS, *_FIGURES, *([_ENERGY] if with_energy else [])])
+        columns = [self.latency_ms, self.p10_ms, self.p90_ms]
+        for row, key in enumerate(self.keys):
+            figures = [f"{column[row]:.12g}" for column in columns]
+            energy = [_energy_text(self.energy_mj[row])] if with_energy else []
+            writer.writerow([*named_key(key), *figures, int(self.count[row]), *energy])
         return buffer.getvalue()
 
     def joined(self, other: "LookupTable") -> "LookupTable":
         """Returns this table with the rows of another of the same device.
 
         Raises:
-            CostError: The headers differ in anything but the date.
+            CostError: The headers differ in anything but the date and the source.
         """
         check_same_hardware(self.header, other.header)
         joined = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("keys", *_MS_COLUMNS, "count")
+            each.name: np.concatenate([getattr(self, each.name), getattr(other, each.name)])
+            for each in fields(self)
+            if each.name != "header"
         }
         return LookupTable(other.header, **joined)
 
+    def take(self, rows: IntArray) -> "LookupTable":
+        """Returns the table of the rows chosen by index or mask."""
+        chosen = {
+            each.name: getattr(self, each.name)[rows]
+            for each in fields(self)
+            if each.name != "header"
+        }
+        return LookupTable(self.header, **chosen)
+
+
+_DECILES_IN_SD = 2.5631031310892007  # between the 10 % and the 90 % quantile
+
+
+def _energy_text(energy_mj: float) -> str:
+    return f"{energy_mj:.12g}" if np.isfinite(energy_mj) else ""
+
+
+def make_table(
+    header: Mapping[str, str],
+    keys: Sequence[IntArray],
+    latency_ms: Sequence[float],
+    *,
+    sd_ms: Sequence[float] | None = None,
+    count: Sequence[int] | None = None,
+    energy_mj: Sequence[float] | None = None,
+) -> LookupTable:
+    """Returns a table of figures that others measured, such as one that is imported.
+
+    Args:
+        header: What identifies the device; ``units`` and ``batch`` at least.
+        keys: m keys.
+        latency_ms: m means.
+        sd_ms: m standard deviations; None where they are not known: the quantiles are the mean.
+        count: m repeats; None for 1.
+        energy_mj: m energies, or None.
+    """
+    latency = np.asarray(latency_ms, dtype=np.float64)
+    sd = np.zeros_like(latency) if sd_ms is None else np.asarray(sd_ms, dtype=np.float64)
+    half = sd * (_DECILES_IN_SD / 2)
+    return LookupTable(
+        header=dict(header),
+        keys=np.array(keys, dtype=np.int64).reshape(-1, len(KEY_COLUMNS)),
+        latency_ms=latency,
+        p10_ms=np.maximum(latency - half, np.minimum(latency, np.finfo(np.float64).tiny)),
+        p90_ms=latency + half,
+        count=np.ones(len(latency), np.int64) if count is None else np.asarray(count, np.int64),
+        energy_mj=np.zeros(0) if energy_mj is None else np.asarray(energy_mj, np.float64),
+    )
+
 
 def check_same_hardware(first: Mapping[str, str], second: Mapping[str, str]) -> None:
-    """Checks that two headers differ in the date alone.
+    """Checks that two headers differ in the date and the source alone.
 
     Raises:
         CostError: They do not; it names the first difference.
     """
     for name in {**first, **second}:
-        if name != "date" and first.get(name) != second.get(name):
+        if name not in _DIFFERS and first.get(name) != second.get(name):
             raise CostError(
                 f"tables of different hardware do not mix: {name} is {first.get(name)!r} and "
                 f"{second.get(name)!r}"
@@ -99,9 +172,28 @@ def read_lut(path: Path) -> LookupTable:
     Raises:
         CostError: The file is missing, broken, in other units, or holds impossible figures.
     """
+    header, frame = _read(path)
+    missing = [name for name in (*KEY_COLUMNS, *_FIGURES) if name not in frame]
+    if missing:
+        raise CostError(f"{path} is no look-up table: it lacks the column {missing[0]!r}")
+    if header.get("units") != "ms":
+        raise CostError(f"{path} must be in units 'ms', got {header.get('units')!r}")
+    if frame.empty:
+        raise CostError(f"{path} holds no rows")
+    figures = {name: _positive(frame[name], path) for name in _FIGURES}
+    if _ENERGY in frame:
+        known = (frame[_ENERGY].astype(str) != "").to_numpy()
+        figures[_ENERGY] = np.full(len(frame), np.nan)
+        figures[_ENERGY][known] = _positive(frame[_ENERGY][known], path)
+    figures[_COUNT] = figures[_COUNT].astype(np.int64)
+    return LookupTable(header=header, keys=_coded(frame, path), **figures)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> tuple[dict[str, str], pd.DataFrame]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        frame = pd.read_csv(io.StringIO("\n".join(each for each in lines if each[:1] != "#")))
+        rows = "\n".join(each for each in lines if each[:1] != "#")
+        frame = pd.read_csv(io.StringIO(rows), keep_default_na=False).reset_index(drop=True)
     except OSError as fault:
         raise CostError(f"{path} cannot be read: {fault.strerror}") from None
     except ValueError as fault:
@@ -112,158 +204,41 @@ def read_lut(path: Path) -> LookupTable:
         if line.startswith(_HEADER_MARK):
             name, _, value = line.removeprefix(_HEADER_MARK).partition(": ")
             header[name] = value
-    missing = [name for name in (*KEY_COLUMNS, *_MS_COLUMNS, "count") if name not in frame]
-    if missing:
-        raise CostError(f"{path} is no look-up table: it lacks the column {missing[0]!r}")
-    if header.get("units") != "ms":
-        raise CostError(f"{path} must be in units 'ms', got {header.get('units')!r}")
-    if frame.empty:
-        raise CostError(f"{path} holds no rows")
-    figures = {}
-    for name in (*_MS_COLUMNS, "count"):
-        figures[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
-        if not ((figures[name] > 0) & (figures[name] <= _LARGEST)).all():
-            raise CostError(f"{path} holds a {name} that is no positive number")
-    return LookupTable(
-        header=header,
-        keys=_coded(frame, path),
-        **{name: figures[name] for name in _MS_COLUMNS},
-        count=figures["count"].astype(np.int64),
-    )
+    return header, frame
 
 
-@dataclass
-class Coverage:
-    """What a table could not look up.
-
-    Attributes:
-        estimated: Layers that it lacked, by text, with the estimate in ms.
-    """
-
-    estimated: dict[str, float] = field(default_factory=dict)
-
-
-class LutCost:
-    """Latency as a sum of looked-up layers; satisfies :class:`apqkit.types.CostModel`.
-
-    A layer that the table lacks is estimated from the nearest one of the same op and carrier,
-    scaled by the arithmetic and the memory that it moves, and noted in ``coverage``.
-    """
-
-    metrics = ("latency_ms",)
-
-    def __init__(self, table: LookupTable) -> None:
-        self.table = table
-        self.coverage = Coverage()
-        prices = zip(table.keys.tolist(), table.latency_ms.tolist(), strict=True)
-        self._known: dict[tuple[int, ...], float] = {tuple(key): price for key, price in prices}
-
-    def cost(self, table: LayerTable) -> dict[str, FloatArray]:
-        """Returns ``{"latency_ms": (n,)}``; NaN where a format has no kernel on the device."""
-        return {"latency_ms": self.layer_latency_ms(table).sum(axis=1)}
-
-    def layer_latency_ms(self, table: LayerTable) -> FloatArray:
-        """(n, L) latency of each row; 0 where inactive, NaN without a kernel."""
-        columns, runs = carrier_columns(table)
-        found = distinct_keys(replace(table, active=table.active & runs), columns)
-        prices = np.array([self._price(tuple(key)) for key in found.keys.tolist()])
-        latency = np.where(runs, 0.0, np.nan)
-        latency[found.active] = prices[found.index[found.active]]
-        return latency
-
-    def _price(self, key: tuple[int, ...]) -> float:
-        if key not in self._known:
-            self._known[key] = self._estimate(np.array(key))
-            text = " ".join(map(str, named_key(np.array(key))))
-            self.coverage.estimated[text] = self._known[key]
-        return self._known[key]
-
-    def _estimate(self, key: IntArray) -> float:
-        keys = self.table.keys
-        kind = [KEY_COLUMNS.index(name) for name in ("op", "weight_format", "activation_format")]
-        alike = np.flatnonzero((keys[:, kind] == key[kind]).all(axis=1))
-        if not len(alike):
-            alike = np.flatnonzero(keys[:, kind[0]] == key[kind[0]])
-        if not len(alike):
-            raise CostError(
-                f"the table of {self.table.header.get('device')} has no row of op "
-                f"{OPS[key[kind[0]]]!r} to estimate from"
-            )
-        work, wanted = _work(keys[alike]), _work(key[None])
-        nearest = int(np.abs(np.log(work) - np.log(wanted)).sum(axis=1).argmin())
-        ratio = float(np.sqrt((wanted[0] / work[nearest]).prod()))
-        return float(self.table.latency_ms[alike[nearest]]) * ratio
-
-
-def carrier_columns(table: LayerTable) -> tuple[IntArray, BoolArray]:
-    """Returns key columns with formats replaced by their carriers, and what has a kernel.
-
-    A row runs in int8 if its input and its weights are integers of at most 8 bits, in fp32 if
-    either is fp32. fp8 and fp4 have no CPU kernel.
-
-    Returns:
-        (n, L, c) columns and (n, L) True where the row can run.
-    """
-    columns = key_columns(table)
-    weight, source = KEY_COLUMNS.index("weight_format"), KEY_COLUMNS.index("activation_format")
-    is_int = np.array([*(f.family == "int" and f.bits <= 8 for f in FORMATS.values()), True])
-    is_fp32 = np.array([*(f.is_fp32 for f in FORMATS.values()), True])  # -1: none, fits either
-    has_kernel = is_int | is_fp32
-    integer = is_int[table.weight_format] & is_int[table.activation_format]
-    runs = has_kernel[table.weight_format] & has_kernel[table.activation_format]
-    carrier = np.where(integer, format_code("int8"), format_code("fp32"))
-    columns[..., source] = np.where(table.active, carrier, 0)
-    columns[..., weight] = np.where(table.weight_format >= 0, carrier, -1)
-    columns[..., KEY_COLUMNS.index("signed_input")] &= integer
-    return columns, runs | ~table.active
-
-
-def _work(keys: IntArray) -> FloatArray:
-    """(m, 2) multiply-accumulates and elements moved, at least 1 each, of key rows."""
-    column = {name: keys[:, i].astype(np.float64) for i, name in enumerate(KEY_COLUMNS)}
-    pixels = column["in_height"] * column["in_width"]
-    outputs = pixels / np.maximum(column["stride"], 1) ** 2
-    taps = column["kernel"] ** 2 * column["in_channels"] / np.maximum(column["groups"], 1)
-    moved = pixels * column["in_channels"] + outputs * column["out_channels"]
-    work = np.stack([outputs * column["out_channels"] * taps, moved], axis=1)
-    return np.asarray(np.maximum(work, 1.0))
-
-
-def named_key(key: IntArray) -> list[str | int]:
-    """Returns a key (c,) by value, as the CSV shows it."""
-    names = list(FORMATS)
-    named: list[str | int] = []
-    for column, value in zip(KEY_COLUMNS, key.tolist(), strict=True):
-        if column == "op":
-            named.append(OPS[value])
-        elif column.endswith("_format"):
-            named.append(names[value] if value >= 0 else _NO_FORMAT)
-        else:
-            named.append(int(value))
-    return named
+def _positive(column: "pd.Series[Any]", path: Path) -> FloatArray:
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    wrong = column[~((values > 0) & (values <= _LARGEST))]
+    if len(wrong):
+        raise CostError(
+            f"{path} holds a {column.name} that is no positive number: {wrong.iloc[0]!s} "
+            f"in row {wrong.index[0] + 1}"
+        )
+    return values
 
 
 def _coded(frame: pd.DataFrame, path: Path) -> IntArray:
-    codes = {name: code for code, name in enumerate(FORMATS)} | {_NO_FORMAT: -1}
-    columns = []
-    for name in KEY_COLUMNS:
-        values = frame[name]
-        if name == "op":
-            values = values.map({op: code for code, op in enumerate(OPS)})
-        elif name.endswith("_format"):
-            values = values.map(codes)
-        else:
-            values = pd.to_numeric(values, errors="coerce")
-            values = values.where((values >= 0) & (values <= _LARGEST) & (values % 1 == 0))
-        if values.isna().any():
-            raise CostError(f"{path} holds an unknown value in column {name!r}")
-        columns.append(values.to_numpy(np.int64))
+    columns = [_coded_column(frame[name], name, path) for name in KEY_COLUMNS]
     keys = np.stack(columns, axis=1)
     _, first, times = np.unique(keys, axis=0, return_index=True, return_counts=True)
     if (times > 1).any():
-        text = " ".join(map(str, named_key(keys[first[times > 1].min()])))
-        raise CostError(f"{path} holds a layer twice: {text}")
+        raise CostError(f"{path} holds a layer twice: {key_text(keys[first[times > 1].min()])}")
     return keys
+
+
+def _coded_column(values: "pd.Series[str]", name: str, path: Path) -> IntArray:
+    """(m,) the integers that stand for a column; most values occur many times."""
+    codes = {}
+    for value in pd.unique(values):
+        try:
+            codes[value] = coded(name, str(value))
+        except ValueError:
+            codes[value] = _UNKNOWN
+        least = -1 if name.endswith("_format") else 0
+        if not least <= codes[value] <= _LARGEST:
+            raise CostError(f"{path} holds an unknown value in column {name!r}: {value!s}")
+    return values.map(codes).to_numpy(np.int64)
 
 
 def write_lut(path: Path, table: LookupTable) -> None:
@@ -271,8 +246,8 @@ def write_lut(path: Path, table: LookupTable) -> None:
     write_atomically(path, table.to_csv())
 
 
-def missing_keys(table: LookupTable | None, keys: LayerKeys) -> IntArray:
-    """(m, c) the distinct keys that a table lacks."""
+def missing_keys(table: LookupTable | None, keys: IntArray) -> IntArray:
+    """(k, c) those of some distinct keys (m, c) that a table lacks."""
     known = set() if table is None else set(map(tuple, table.keys.tolist()))
-    rows = [key for key in keys.keys.tolist() if tuple(key) not in known]
+    rows = [key for key in keys.tolist() if tuple(key) not in known]
     return np.array(rows, dtype=np.int64).reshape(-1, len(KEY_COLUMNS))

@@ -20,7 +20,15 @@ from apqkit.errors import ExportError
 from apqkit.export.onnx_model import INPUT_NAME
 from apqkit.quant.layers import QuantConv, QuantLinear
 
-__all__ = ["FLOAT8_NOTE", "Latency", "check_model", "onnx_logits", "output_step", "time_models"]
+__all__ = [
+    "FLOAT8_NOTE",
+    "Latency",
+    "check_model",
+    "onnx_logits",
+    "output_step",
+    "run_times",
+    "time_models",
+]
 
 FLOAT8_NOTE = (
     "fp8 is emulated: load with graph optimisation at most basic and "
@@ -142,13 +150,34 @@ def onnx_logits(path: Path, images: ImageSet, *, optimised: bool) -> NDArray[np.
 def time_models(
     paths: Sequence[Path], image_shape: Sequence[int], *, batch: int, runs: int = 60
 ) -> list[Latency]:
-    """Times models in ONNX Runtime: one thread, warm-up, one run of each in turn.
+    """Times models as :func:`run_times` does and sums up each.
 
     Args:
         paths: ONNX files.
         image_shape: (channels, height, width).
         batch: Images a run.
         runs: Counted runs of each.
+
+    Raises:
+        ExportError: The runtime cannot load a file.
+    """
+    counted = run_times(paths, image_shape, batch=batch, runs=runs)
+    return [
+        Latency(
+            median_ms=float(np.median(row)),
+            p10_ms=float(np.quantile(row, 0.1)),
+            p90_ms=float(np.quantile(row, 0.9)),
+            runs=runs,
+            note=_timing_note(path),
+        )
+        for row, path in zip(counted, paths, strict=True)
+    ]
+
+
+def run_times(
+    paths: Sequence[Path], image_shape: Sequence[int], *, batch: int, runs: int
+) -> NDArray[np.float64]:
+    """(models, runs) ms in ONNX Runtime: one thread, after a warm-up, one run of each in turn.
 
     Raises:
         ExportError: The runtime cannot load a file.
@@ -161,17 +190,7 @@ def time_models(
             started = time.perf_counter()
             session.run(None, {INPUT_NAME: feed})
             seconds[index, run] = time.perf_counter() - started
-    counted = seconds[:, _WARM_UP:] * 1000.0
-    return [
-        Latency(
-            median_ms=float(np.median(row)),
-            p10_ms=float(np.quantile(row, 0.1)),
-            p90_ms=float(np.quantile(row, 0.9)),
-            runs=runs,
-            note=_timing_note(path),
-        )
-        for row, path in zip(counted, paths, strict=True)
-    ]
+    return np.asarray(seconds[:, _WARM_UP:] * 1000.0)
 
 
 def _session(path: Path, *, optimised: bool) -> Any:

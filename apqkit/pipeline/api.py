@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from apqkit.config import Config, load_config, validate_model
+from apqkit.cost import native_space
 from apqkit.data import load_splits
 from apqkit.errors import ConfigError, RunError
 from apqkit.front import ParetoSet
@@ -192,15 +193,18 @@ def make_report(path: str | Path, *, progress: Progress | None = None) -> Path:
 
 
 def resolved(config: Config) -> Config:
-    """Returns the configuration with the options of its space filled in.
+    """Returns the configuration with the options of its space filled in, and formats confined.
 
     Raises:
         UnknownNameError: No space of that name.
         ConfigError: An option is wrong.
+        CostError: With ``cost.native_only``: nothing of what is offered is native to the device.
     """
     load_plugins(config)
     options = space_options(config.space).model_dump()
     space = config.space.model_copy(update={"options": options})
+    if config.cost.native_only:
+        space = native_space(space, config.cost.device)
     return config.model_copy(update={"space": space})
 
 

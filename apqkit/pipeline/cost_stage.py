@@ -12,9 +12,17 @@ from apqkit.run import write_atomically, write_json
 from apqkit.search.limits import check_limits, check_metrics
 from apqkit.spaces.base import largest_picks, smallest_picks
 from apqkit.spaces.draws import draw_hierarchical, draw_uniform
-from apqkit.types import LayerTable
+from apqkit.types import LayerTable, Space
 
-__all__ = ["TABLE_FILE", "TOTALS_FILE", "check_goals", "estimated_layers", "run_cost_stage"]
+__all__ = [
+    "TABLE_FILE",
+    "TOTALS_FILE",
+    "check_goals",
+    "estimated_layers",
+    "estimates_of",
+    "run_cost_stage",
+    "typical_networks",
+]
 
 TABLE_FILE = "lut.csv"
 TOTALS_FILE = "totals.csv"
@@ -26,17 +34,22 @@ _SMALL_CHANGE = 0.02
 
 def run_cost_stage(context: RunContext, folder: Path) -> None:
     """Prices the layers of the space."""
-    config, space = context.config, context.space
-    device = find_device(config.cost.device)
-    rng = np.random.default_rng([config.seed, 1])
-    drawn = [draw_uniform(space, _DRAWN, rng), draw_hierarchical(space, _DRAWN, rng)]
-    picks = np.concatenate([*drawn, largest_picks(space.dims), smallest_picks(space.dims)])
-    networks = space.network(picks)
-    device.prepare(networks, config.cost.batch, folder / TABLE_FILE, context.progress)
+    settings = context.config.cost
+    device = find_device(settings.device)
+    networks = typical_networks(context.space, context.config.seed)
+    device.prepare(networks, settings, folder / TABLE_FILE, context.progress)
     write_json(folder / _COVERAGE_FILE, _coverage(context, networks, device.says))
     totals = uniform_totals(context)
     write_atomically(folder / TOTALS_FILE, totals.to_csv(index=False, lineterminator="\n"))
     _say_totals(context, totals)
+
+
+def typical_networks(space: Space, seed: int) -> LayerTable:
+    """Returns the networks whose layers a device's table is made for."""
+    rng = np.random.default_rng([seed, 1])
+    drawn = [draw_uniform(space, _DRAWN, rng), draw_hierarchical(space, _DRAWN, rng)]
+    ends = [largest_picks(space.dims), smallest_picks(space.dims)]
+    return space.network(np.concatenate([*drawn, *ends]))
 
 
 def check_goals(context: RunContext) -> None:
@@ -50,7 +63,8 @@ def check_goals(context: RunContext) -> None:
     search = context.config.search
     check_metrics(search.objectives, search.limits, context.metrics)
     try:
-        check_device_formats(context)
+        if {*search.objectives, *search.limits} & set(context.device.metrics):
+            check_device_formats(context.config, context.space, context.device)
     except ConfigError:
         context.run.redo(["cost"])  # so that the corrected space or device is no changed one
         raise
@@ -83,19 +97,31 @@ def _say_totals(context: RunContext, totals: pd.DataFrame) -> None:
         )
 
 
-def estimated_layers(context: RunContext) -> dict[str, float]:
-    """Returns the layers that the device's table lacked so far, with what they were priced at."""
+def estimated_layers(context: RunContext) -> dict[str, dict[str, float]]:
+    """Returns the layers that the device's table lacked so far: estimate and relative error."""
     model = context.device
-    return dict(model.coverage.estimated) if isinstance(model, LutCost) else {}
+    return estimates_of(model) if isinstance(model, LutCost) else {}
+
+
+def estimates_of(model: LutCost) -> dict[str, dict[str, float]]:
+    """Returns what a table lacked so far, by text: the estimate and its relative error."""
+    coverage = model.coverage
+    return {
+        layer: {"latency_ms": price, "relative_error": coverage.error[layer]}
+        for layer, price in coverage.estimated.items()
+    }
 
 
 def _coverage(context: RunContext, networks: LayerTable, says: str) -> dict[str, object]:
-    latency = context.device.cost(networks)["latency_ms"]
-    return {
+    costs = context.device.cost(networks)
+    found = {
         "device": context.config.cost.device,
         "says": says,
         "batch": context.config.cost.batch,
         "networks_tried": len(networks),
-        "networks_without_price": int(np.isnan(latency).sum()),
+        "networks_without_price": int(np.isnan(costs["latency_ms"]).sum()),
         "layers_estimated": estimated_layers(context),
     }
+    if isinstance(context.device, LutCost):
+        found["left_out_error"] = context.device.coverage.left_out_error
+    return found

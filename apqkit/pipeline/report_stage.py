@@ -1,6 +1,7 @@
 """Stage report: gathers what the stages wrote and draws it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _view(context: RunContext, candidate: dict[str, Choice], key: str) -> LayerV
     table = networks_of(context, [candidate])
     layers = [each for each in table.layers() if each.op != "input"]
     formats = layer_formats(layers)
-    latency = context.device.layer_latency_ms(table)[0]
+    latency = context.device.layer_terms(table)["latency_ms"][0]
     return LayerView(
         key=key,
         layers=[each.name for each in layers],
@@ -133,6 +134,11 @@ def _facts(context: RunContext) -> dict[str, Any]:
     }
 
 
+def _estimate(layer: str, estimate: Mapping[str, float]) -> str:
+    price, error = estimate["latency_ms"], estimate["relative_error"]
+    return f"{layer} at {price:.4g} ms, give or take {error:.0%}"
+
+
 def _notes(context: RunContext) -> list[str]:
     config = context.config
     estimated = _json(context.run.path / "search" / ESTIMATED_FILE)
@@ -140,7 +146,7 @@ def _notes(context: RunContext) -> list[str]:
     notes = [
         f"latency_ms comes from {find_device(config.cost.device).says}; batch {config.cost.batch}",
         f"{len(estimated)} distinct layers were missing there and estimated"
-        + "".join(f"; {layer} at {price:.4g} ms" for layer, price in list(estimated.items())[:3]),
+        + "".join(f"; {_estimate(layer, estimated[layer])}" for layer in list(estimated)[:3]),
         "proxies that help the predictor: " + (", ".join(decision["used"]) or "none"),
         "bit operations are MACs x weight bits x input bits, first and last layers included",
     ]

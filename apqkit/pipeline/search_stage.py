@@ -165,7 +165,8 @@ class _Search:
         self, problem: Problem, ranking: Ranking, quota: int, rng: np.random.Generator
     ) -> Proposal:
         def fp32_score(picks: IntArray) -> dict[str, FloatArray]:
-            return {**self._context.costs(picks), "accuracy": ranking.fp32_accuracy(picks)}
+            accuracy = ranking.fp32_accuracy(picks)
+            return {**self._context.quick_costs(picks), "accuracy": accuracy}
 
         fp32_problem = replace(
             problem, score=fp32_score, objectives={"accuracy": "max", "macs": "min"}, limits={}
@@ -193,7 +194,7 @@ class _Search:
 
     def _scorer(self, accuracy: Callable[[IntArray], FloatArray]) -> Score:
         def score(picks: IntArray) -> dict[str, FloatArray]:
-            return {**self._context.costs(picks), "accuracy": accuracy(picks)}
+            return {**self._context.quick_costs(picks), "accuracy": accuracy(picks)}
 
         return score
 

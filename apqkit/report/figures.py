@@ -28,6 +28,7 @@ _BITS_COLOURS = {
 }
 _UNITS = {
     "latency_ms": "latency (ms)",
+    "energy_mj": "energy (mJ)",
     "size_kib": "size (KiB)",
     "bops": "bit operations",
     "peak_activation_kib": "peak activation memory (KiB)",

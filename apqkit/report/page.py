@@ -38,6 +38,7 @@ _COLUMNS = {
     "test_accuracy": "test accuracy",
     "predicted": "predicted (interval)",
     "latency_ms": "latency (ms)",
+    "energy_mj": "energy (mJ)",
     "size_kib": "size (KiB)",
     "peak_activation_kib": "peak activations (KiB)",
     "bops": "bit operations (M)",
@@ -74,6 +75,11 @@ def front_table(evaluated: Evaluated) -> pd.DataFrame:
                 if predicted == predicted
                 else "-",
                 "latency_ms": _figure(figures["latency_ms"], "{:.4f}"),
+                **(
+                    {"energy_mj": _figure(figures["energy_mj"], "{:.4f}")}
+                    if "energy_mj" in figures
+                    else {}
+                ),
                 "size_kib": _figure(figures["size_kib"], "{:.2f}"),
                 "peak_activation_kib": _figure(figures["peak_activation_kib"], "{:.2f}"),
                 "bops": _figure(figures["bops"] / 1e6, "{:.2f}"),

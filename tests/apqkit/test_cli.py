@@ -1,3 +1,4 @@
+import json
 import re
 import tomllib
 
@@ -8,10 +9,14 @@ from typer.testing import CliRunner
 import apqkit.pipeline
 from apqkit.cli import _run, app, main
 from apqkit.config import load_config
+from apqkit.cost import read_lut
 from apqkit.errors import RunError
-from apqkit.pipeline import config_toml, resolved
+from apqkit.pipeline import BuiltTable, config_toml, resolved
 
-COMMANDS = {"run-search", "finetune", "export", "report", "list", "show-config"}
+COMMANDS = {
+    "run-search", "finetune", "export", "report", "build-lut", "check-lut", "import-lut", "list",
+    "show-config",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -162,11 +167,11 @@ def test_main_exits_with_the_code(arguments, code):
 def test_arguments_come_from_the_shell(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["apqkit", "list", "spaces"])
     assert _run(None) == 0
-    assert capsys.readouterr().out.startswith("mobilenet")
+    assert capsys.readouterr().out.startswith("apq ")
 
 
 def test_the_app_runs_under_typer_too():
-    assert CliRunner().invoke(app, ["list", "spaces"]).output.startswith("mobilenet")
+    assert CliRunner().invoke(app, ["list", "spaces"]).output.startswith("apq ")
 
 
 def test_the_front_is_printed_with_its_knee_and_references(smoke_run):
@@ -179,6 +184,65 @@ def test_the_front_is_printed_with_its_knee_and_references(smoke_run):
     for key in (*front.members.keys, *front.references.keys):
         assert any(line.split()[:1] == [key] for line in lines), key
     assert lines[-2:] == [f"report: {path / 'report' / 'index.html'}", str(path)]
+
+
+def test_a_table_is_built_and_what_it_estimates_is_said(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def build(config, out, *, progress):
+        calls.append((config.cost, out))
+        estimates = {"conv kernel 3": {"latency_ms": 0.5, "relative_error": 0.25}}
+        return BuiltTable(None, "a device", 20, 3, estimates, 0.125)
+
+    monkeypatch.setattr(apqkit.pipeline, "build_space_table", build)
+    out = tmp_path / "lut.csv"
+    arguments = ["build-lut", "smoke", "--budget", "5", "--set", "cost.batch=8", "--out", str(out)]
+    assert _run(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a device: 20 layers, 3 conversions between layers",
+        "1 rows that networks of the space need are estimated, 12.5% of their latency",
+        "  conv kernel 3: 0.5 ms, give or take 25%",
+        str(out),
+    ]
+    assert calls[0][1] == out
+    assert (calls[0][0].device, calls[0][0].batch, calls[0][0].budget_s) == ("host", 8, 5.0)
+
+
+def test_a_prepared_folder_is_explained(told, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(apqkit.pipeline, "prepare_space_table", lambda config, folder: 7)
+    assert _run(["build-lut", "smoke", "--prepare", str(tmp_path / "box")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "7 rows to measure: copy the folder to the device and run there",
+        "  python measure.py --device NAME",
+        f"then bring it back and use it: --set cost.device={tmp_path / 'box'}",
+        str(tmp_path / "box"),
+    ]
+
+
+def test_a_checked_table_prints_its_figures(monkeypatch, capsys, tmp_path):
+    class Check:
+        def figures(self):
+            return {"with edges": {"mape": 0.05, "tau": 0.9}, "repeat": {"mape": 0.01, "tau": 1.0}}
+
+    monkeypatch.setattr(apqkit.pipeline, "check_space_table", lambda *a, **b: Check())
+    assert _run(["check-lut", "lut.csv", "smoke", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "with edges     mape 0.050, tau 0.900",
+        "repeat         mape 0.010, tau 1.000",
+        str(tmp_path),
+    ]
+
+
+def test_a_published_table_is_read_into_the_one_schema(capsys, tmp_path):
+    rows = {"(16, 64, 112, 1, 1, 0, 1)-W4A4": {"latency": 0.5, "energy": 0.9}}
+    ends = {name: {"latency": 0.1, "energy": 0.2} for name in ("head", "tail")}
+    (tmp_path / "apq.json").write_text(json.dumps({**rows, **ends}))
+    out = tmp_path / "lut.csv"
+    assert _run(["import-lut", "apq", str(tmp_path / "apq.json"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == ["3 rows", str(out)]
+    assert "units: ms" in printed
+    assert len(read_lut(out)) == 3
 
 
 def test_list_without_a_kind_lists_the_kinds(capsys):

@@ -2,6 +2,7 @@ import pytest
 
 from apqkit.config import shipped_configs
 from apqkit.cost import DEVICES
+from apqkit.cost.importers import IMPORTERS
 from apqkit.data import DATASETS
 from apqkit.errors import UnknownNameError
 from apqkit.formats import FORMATS
@@ -21,6 +22,7 @@ TABLES = {
     "proxies": PROXIES,
     "spaces": SPACES,
     "strategies": STRATEGIES,
+    "tables": IMPORTERS,
 }
 
 
@@ -65,5 +67,6 @@ def test_an_unknown_kind_lists_those_there_are():
         lookup(KINDS, "format", "kind of thing to list")
     assert str(caught.value) == (
         "no kind of thing to list named 'format' (did you mean 'formats'?); there are: configs, "
-        "datasets, devices, formats, predictors, proxies, spaces, strategies"
+        "datasets, devices, formats, predictors, proxies, spaces, strategies, "
+        "tables"
     )

@@ -23,7 +23,7 @@ FORMATS = (
     "int4, int5, int6, int7, int8, mxfp4_e2m1, mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, "
     "mxint8, nvfp4, uint16, uint2, uint3, uint4, uint5, uint6, uint7, uint8"
 )
-METRICS = "accuracy, latency_ms, size_kib, bops, peak_activation_kib, macs, params"
+METRICS = "accuracy, latency_ms, energy_mj, size_kib, bops, peak_activation_kib, macs, params"
 PRICING = ["cost, simulating", "latency_ms of the largest"]  # what goes before some checks
 STAGES = "cost, supernet, samples, predictor, search, export, report"
 
@@ -90,7 +90,7 @@ def saved(path, **arrays):
         ),
         (
             "space.name=mobilnet",
-            "no space named 'mobilnet' (did you mean 'mobilenet'?); there are: mobilenet",
+            "no space named 'mobilnet' (did you mean 'mobilenet'?); there are: apq, mobilenet",
         ),
         (
             "data.name=digit",
@@ -100,9 +100,9 @@ def saved(path, **arrays):
         (
             "cost.device=bitfusion-2x",
             "no device named 'bitfusion-2x' (did you mean 'bitfusion-2x4'?); there are: "
-            "a100, bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, h100, host, t4, tpu-v3, "
-            "tpu-v4, v100, or the path of a table "
-            "(.csv)",
+            "a100, bitfusion-16x32, bitfusion-16x32-wide, bitfusion-2x4, bitfusion-apq, cpu-avx2, "
+            "cpu-avx512-vnni, h100, host, host-openvino, t4, tpu-v3, tpu-v4, v100, the path of a "
+            "table (.csv) or of a folder that a device measured",
         ),
         ("cost.device=phone.csv", "cost.device 'phone.csv' is no file"),
         (
@@ -208,7 +208,7 @@ def test_unreadable_toml_is_named(fails, tmp_path):
         (
             ["list", "format"],
             "no kind of thing to list named 'format' (did you mean 'formats'?); there are: "
-            "configs, datasets, devices, formats, predictors, proxies, spaces, strategies",
+            "configs, datasets, devices, formats, predictors, proxies, spaces, strategies, tables",
         ),
     ],
 )
