@@ -6,6 +6,7 @@ from typing import Any
 
 from apqkit.config import Section, SpaceConfig, validate_model
 from apqkit.registry import lookup
+from apqkit.spaces.apq import ApqOptions, ApqSpace
 from apqkit.spaces.mobilenet import MobileNetOptions, MobileNetSpace
 from apqkit.types import Space
 
@@ -26,6 +27,7 @@ class SpaceEntry:
 
 
 SPACES: dict[str, SpaceEntry] = {
+    "apq": SpaceEntry(ApqOptions, ApqSpace),
     "mobilenet": SpaceEntry(MobileNetOptions, MobileNetSpace),
 }
 """Search spaces by the name that ``space.name`` takes."""

@@ -6,8 +6,7 @@ first of a stage add their input. Each convolution has a weight format and an ac
 its own, except that depthwise weights, nine taps a channel, may keep one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -17,8 +16,8 @@ from pydantic_core import PydanticCustomError
 from apqkit.config import Positive, Rate, Section, SpaceConfig
 from apqkit.errors import ConfigError
 from apqkit.formats import format_code, space_format
-from apqkit.spaces.base import TableSpace
-from apqkit.types import ACTIVATIONS, OPS, BoolArray, Choice, Dim, IntArray, LayerTable
+from apqkit.spaces.base import Block, BlockSpace, TableRows
+from apqkit.types import Dim, IntArray, LayerTable
 
 __all__ = ["MobileNetOptions", "MobileNetSpace", "StageOptions"]
 
@@ -62,17 +61,7 @@ class MobileNetOptions(Section):
     depthwise_formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("int8",)
 
 
-@dataclass(frozen=True)
-class _Block:
-    stage: int
-    index: int
-
-    @property
-    def name(self) -> str:
-        return f"s{self.stage}.b{self.index}"
-
-
-class MobileNetSpace(TableSpace):
+class MobileNetSpace(BlockSpace):
     """The elastic MobileNet space.
 
     Args:
@@ -100,31 +89,15 @@ class MobileNetSpace(TableSpace):
         self._classes = classes
         _check_options(options, image_shape)
         self._blocks = [
-            _Block(stage, index)
+            Block(stage, index)
             for stage, each in enumerate(options.stages)
             for index in range(each.depth)
         ]
-        offered = list(self._all_dims(config))
-        super().__init__([dim for dim in offered if len(dim.choices) > 1])
-        if not self.dims:
-            raise ConfigError("space offers a single network: give some dim a second choice")
-        self._fixed = {dim.name: dim.choices[0] for dim in offered if len(dim.choices) == 1}
-        self._column = {dim.name: column for column, dim in enumerate(self.dims)}
-        self._block_columns = {
-            block: [c for name, c in self._column.items() if f".{block.name}." in f"{name}."]
-            for block in self._blocks
-        }
-
-    def active(self, picks: IntArray) -> BoolArray:
-        """(n, k) True where a dim matters: those of blocks beyond the depth do not."""
-        active = np.ones(picks.shape, dtype=bool)
-        for block, columns in self._block_columns.items():
-            active[:, columns] = self._block_active(picks, block)[:, None]
-        return active
+        super().__init__(list(self._all_dims(config)), self._blocks)
 
     def network(self, picks: IntArray) -> LayerTable:
         """Returns the n networks as columns of shape (n, L)."""
-        rows = _Rows(len(picks))
+        rows = TableRows(len(picks))
         height, width = self._image_shape[1:]
         first_format = self._format(picks, "a_format.stem")
         channels: IntArray | int = self._image_shape[0]
@@ -189,13 +162,13 @@ class MobileNetSpace(TableSpace):
         shares = np.linspace(smallest, options.expand, options.hidden_choices)
         return _distinct(_rounded(width * share, options.channel_step) for share in shares)
 
-    def _kernels(self, block: _Block) -> tuple[int, ...]:
+    def _kernels(self, block: Block) -> tuple[int, ...]:
         """Kernels whose outer taps can meet the block's map: 5x5 computes what 3x3 does on 2x2."""
         offered = _distinct(self._options.stages[block.stage].kernels)
         most = 2 * max(self._input_size(block)) - 1
         return tuple(each for each in offered if each <= most) or offered[:1]
 
-    def _input_size(self, block: _Block) -> tuple[int, int]:
+    def _input_size(self, block: Block) -> tuple[int, int]:
         """Returns height and width of the map that a block reads."""
         options = self._options
         strides = [options.stem_stride, *(each.stride for each in options.stages[: block.stage])]
@@ -206,25 +179,8 @@ class MobileNetSpace(TableSpace):
             height, width = _shrunk(height, stride), _shrunk(width, stride)
         return height, width
 
-    def _value(self, picks: IntArray, name: str) -> IntArray:
-        """(n,) a numeric dim by value."""
-        return self._lookup(picks, name, int)
-
-    def _format(self, picks: IntArray, name: str) -> IntArray:
-        """(n,) a format dim by code."""
-        return self._lookup(picks, name, lambda choice: format_code(str(choice)))
-
-    def _lookup(self, picks: IntArray, name: str, read: Callable[[Choice], int]) -> IntArray:
-        if name in self._fixed:
-            return np.full(len(picks), read(self._fixed[name]))
-        column = self._column[name]
-        return np.array([read(c) for c in self.dims[column].choices])[picks[:, column]]
-
-    def _block_active(self, picks: IntArray, block: _Block) -> BoolArray:
-        return self._value(picks, f"depth.s{block.stage}") > block.index
-
     def _add_blocks(
-        self, picks: IntArray, rows: "_Rows", current: IntArray, size: tuple[int, int]
+        self, picks: IntArray, rows: TableRows, current: IntArray, size: tuple[int, int]
     ) -> tuple[IntArray, IntArray, tuple[int, int]]:
         channels: IntArray = np.full(len(picks), self._options.stem)
         formats_after = self._formats_after(picks)
@@ -278,7 +234,7 @@ class MobileNetSpace(TableSpace):
     def _add_tail(
         self,
         picks: IntArray,
-        rows: "_Rows",
+        rows: TableRows,
         current: IntArray,
         channels: IntArray,
         size: tuple[int, int],
@@ -299,70 +255,6 @@ class MobileNetSpace(TableSpace):
             weight_format=self._format(picks, "w_format.classifier"),
             activation_format=last_format, producers=(current,),
         )  # fmt: skip
-
-
-class _Rows:
-    """Collects the rows of a network table, column by column."""
-
-    def __init__(self, candidates: int) -> None:
-        self._candidates = candidates
-        self._names: list[str] = []
-        self._columns: dict[str, list[IntArray]] = {}
-        self._active: list[BoolArray] = []
-        self._producers: list[IntArray] = []
-
-    def add(
-        self,
-        name: str,
-        op: str,
-        in_channels: IntArray | int,
-        out_channels: IntArray | int,
-        size: tuple[int, int],
-        *,
-        kernel: IntArray | int = 0,
-        stride: int = 1,
-        groups: IntArray | int = 1,
-        relu: bool = False,
-        weight_format: IntArray | int = -1,
-        activation_format: IntArray | int = -1,
-        active: BoolArray | bool = True,
-        producers: Sequence[IntArray] = (),
-    ) -> IntArray:
-        """Appends a row and returns its index as an array (n,)."""
-        used = np.broadcast_to(np.asarray(active), self._candidates)
-        values = {
-            "op": OPS.index(op),
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel": kernel,
-            "stride": stride,
-            "groups": groups,
-            "in_height": size[0],
-            "in_width": size[1],
-            "activation": ACTIVATIONS.index("relu" if relu else "none"),
-        }
-        for key, value in values.items():
-            self._columns.setdefault(key, []).append(np.where(used, value, 0))
-        for key, value in (
-            ("weight_format", weight_format),
-            ("activation_format", activation_format),
-        ):
-            self._columns.setdefault(key, []).append(np.where(used, value, -1))
-        padded = [*producers, *[np.full(self._candidates, -1)] * (2 - len(producers))]
-        self._producers.append(np.where(used[:, None], np.stack(padded, axis=1), -1))
-        self._active.append(used)
-        self._names.append(name)
-        return np.full(self._candidates, len(self._names) - 1)
-
-    def table(self) -> LayerTable:
-        """Returns the rows as columns of shape (n, L)."""
-        columns = {key: np.stack(value, axis=1) for key, value in self._columns.items()}
-        return LayerTable(
-            names=tuple(self._names),
-            active=np.stack(self._active, axis=1),
-            producers=np.stack(self._producers, axis=1),
-            **columns,
-        )
 
 
 def _check_options(options: MobileNetOptions, image_shape: tuple[int, int, int]) -> None:

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from apqkit.errors import ConfigError
-from apqkit.spaces.base import TableSpace, largest_picks, picks_of_values, smallest_picks
+from apqkit.spaces.base import (
+    Block,
+    BlockSpace,
+    TableRows,
+    TableSpace,
+    largest_picks,
+    picks_of_values,
+    smallest_picks,
+)
 from apqkit.spaces.draws import draw_uniform
 from apqkit.types import Dim
 
@@ -31,6 +39,49 @@ class TwoRows(TableSpace):
 @pytest.fixture
 def two_rows():
     return TwoRows(DIMS)
+
+
+def test_a_decision_with_one_choice_is_no_dim():
+    space = TwoRows((*DIMS[:2], Dim("kernel", (5,), "arch"), DIMS[2]))
+    assert space.dims == DIMS
+    with pytest.raises(ConfigError) as caught:
+        TwoRows((Dim("kernel", (5,), "arch"),))
+    assert str(caught.value) == "space offers a single network: give some dim a second choice"
+
+
+def test_dims_of_blocks_beyond_the_depth_do_not_matter():
+    blocks = [Block(0, 0), Block(0, 1), Block(1, 0)]
+    names = ("depth.s0", "kernel.s0.b0", "kernel.s0.b1", "w_format.s0.b1.expand", "kernel.s1.b0")
+    offered = [*(Dim(name, (1, 2), "arch") for name in names), Dim("depth.s1", (1,), "arch")]
+
+    class Blocks(BlockSpace):
+        def network(self, picks):
+            raise NotImplementedError
+
+    space = Blocks(offered, blocks)
+    assert space.active(np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])).tolist() == [
+        [True, True, False, False, True],
+        [True, True, True, True, True],
+    ]
+
+
+def test_rows_become_columns_and_inactive_ones_read_nothing():
+    rows = TableRows(2)
+    first = rows.add("input", "input", 3, 3, (8, 6), activation_format=0)
+    used = np.array([True, False])
+    last = rows.add(
+        "conv", "conv", 3, np.array([4, 5]), (8, 6), kernel=3, stride=2, relu=True,
+        weight_format=1, activation_format=2, active=used, producers=(first,),
+    )  # fmt: skip
+    table = rows.table()
+    assert table.names == ("input", "conv")
+    assert (first.tolist(), last.tolist()) == ([0, 0], [1, 1])
+    assert table.active.tolist() == [[True, True], [True, False]]
+    assert table.out_channels.tolist() == [[3, 4], [3, 0]]
+    assert table.in_width.tolist() == [[6, 6], [6, 0]]
+    assert table.weight_format.tolist() == [[-1, 1], [-1, -1]]
+    assert table.activation.tolist() == [[0, 1], [0, 0]]
+    assert table.producers.tolist() == [[[-1, -1], [0, -1]], [[-1, -1], [-1, -1]]]
 
 
 def test_repair_sets_inactive_dims_to_zero(two_rows):
