@@ -144,7 +144,7 @@ class LutCost:
             runs = kernels.runs & (self._knows_formats(kernels.keys) | ~costs)
             terms = self._priced(kernels.keys, costs & runs & ~kernels.inside)
             if self._edges:
-                self._add_edges(kernels, terms)
+                self._add_edges(kernels, runs, terms)
         else:
             keys = plain_keys(table)
             runs = self._knows_formats(keys) | ~costs
@@ -164,25 +164,33 @@ class LutCost:
         ]
         return np.asarray(found[0] & found[1])
 
-    def _add_edges(self, kernels: KernelTable, terms: dict[str, FloatArray]) -> None:
+    def _add_edges(
+        self, kernels: KernelTable, runs: BoolArray, terms: dict[str, FloatArray]
+    ) -> None:
         for edge in range(len(EDGES)):
             times = kernels.conversions[..., edge]
-            if times.any():
-                keys = conversion_keys(kernels.shapes, edge)
-                for name, values in self._priced(keys, times > 0).items():
-                    terms[name] += values * times
+            where = (times > 0) & runs
+            found = self._prices(conversion_keys(kernels.shapes[where], edge))
+            for name, values in found.items():
+                terms[name][where] += values * times[where]
 
     def _priced(self, keys: IntArray, where: BoolArray) -> dict[str, FloatArray]:
         """{term: (n, L)} prices of keys (n, L, c), 0 elsewhere."""
-        found = distinct_keys(keys, where)
+        terms = {}
+        for name, values in self._prices(keys[where]).items():
+            terms[name] = np.zeros(where.shape)
+            terms[name][where] = values
+        return terms
+
+    def _prices(self, keys: IntArray) -> dict[str, FloatArray]:
+        """{term: (m,)} prices of keys (m, c)."""
+        found = distinct_keys(keys, np.ones(len(keys), dtype=bool))
         prices = [self._price(tuple(key)) for key in found.keys.tolist()]
         terms = {}
         for name in ("latency_ms", "energy_mj", "variance", "error_ms"):
-            if name == "energy_mj" and not self._with_energy:
-                continue
-            each = np.array([getattr(price, name) for price in prices])
-            terms[name] = np.zeros(where.shape)
-            terms[name][where] = each[found.index[where]]
+            if name != "energy_mj" or self._with_energy:
+                each = np.array([getattr(price, name) for price in prices])
+                terms[name] = each[found.index]
         return terms
 
     def _price(self, key: tuple[int, ...]) -> _Price:
@@ -297,15 +305,15 @@ def wanted_keys(table: LayerTable, *, block: int, runtime: str = ONNX_RUNTIME) -
     nodes = kernels.runs & table.active & ~kernels.inside & (table.op != OPS.index("input"))
     if not nodes.any():
         raise CostError("there is no layer to time")
-    parts = [(kernels.keys, nodes.astype(np.int64))]
-    parts += [
-        (conversion_keys(kernels.shapes, edge), kernels.conversions[..., edge])
-        for edge in range(len(EDGES))
-    ]
-    found = [(distinct_keys(keys, times > 0), times) for keys, times in parts]
+    parts = [(kernels.keys[nodes], np.ones(int(nodes.sum()), dtype=np.int64))]
+    for edge in range(len(EDGES)):
+        times = kernels.conversions[..., edge]
+        where = times > 0
+        parts.append((conversion_keys(kernels.shapes[where], edge), times[where]))
+    found = [distinct_keys(keys, times > 0) for keys, times in parts]
     uses = [
-        np.bincount(each.index[each.active], times[each.active], len(each.keys))
-        for each, times in found
+        np.bincount(each.index, times, len(each.keys))
+        for each, (_, times) in zip(found, parts, strict=True)
     ]
-    keys = np.concatenate([each.keys for each, _ in found])
+    keys = np.concatenate([each.keys for each in found])
     return WantedKeys(keys, np.concatenate(uses).astype(np.int64))

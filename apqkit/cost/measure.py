@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (folder / name).exists():
             print(f"{folder / name} is missing: copy the whole folder", file=sys.stderr)
             return 2
+    if find_spec("onnxruntime") is None:
+        print("onnxruntime is not installed here: pip install onnxruntime", file=sys.stderr)
+        return 2
     _measure_plan(folder, device)
     print(folder / "measured.csv")
     return 0
@@ -225,7 +229,7 @@ def _measure_plan(folder: Path, device: str) -> None:
     if any(known.get(name) != value for name, value in facts.items()):
         done = []  # of another machine, runtime or name
     names = [row["file"] for row in plan]
-    done = [row for row in done if row["file"] in names]
+    done = [row for row in done if row.get("file") in names]
     finished = {row["file"] for row in done}
     waiting = [name for name in dict.fromkeys(names) if name not in finished]
     for start in range(0, len(waiting), _MODELS_IN_TURN):

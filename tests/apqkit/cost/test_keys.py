@@ -20,6 +20,7 @@ from apqkit.cost.keys import (
     key_text,
     named_key,
 )
+from apqkit.errors import UnknownNameError
 from apqkit.formats import FORMATS
 from apqkit.types import ACTIVATIONS, OPS, LayerTable
 
@@ -161,3 +162,14 @@ def test_where_nothing_is_active_there_are_no_keys(rows):
     found = distinct_keys(keys, np.zeros_like(active))
     assert found.keys.shape == (0, len(KEY_COLUMNS))
     assert (found.index == 0).all()
+
+
+def test_a_misspelt_column_is_not_dropped():
+    with pytest.raises(UnknownNameError) as caught:
+        key_of("conv", {"in_channel": 8})
+    assert str(caught.value) == (
+        "no key column named 'in_channel' (did you mean 'in_channels'?); there are: activation, "
+        "activation_format, groups, hidden_channels, in_channels, in_height, in_width, kernel, "
+        "op, out_channels, output_format, residual, signed_input, squeeze_excite, stride, "
+        "weight_format"
+    )

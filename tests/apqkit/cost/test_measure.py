@@ -382,3 +382,13 @@ def test_processors_are_read_from_the_kernel(tmp_path, monkeypatch, text, proces
         lambda path: tmp_path / "cpuinfo" if path == "/proc/cpuinfo" else Path(path),
     )
     assert (hardware()["processor"], hardware()["cpu_flags"]) == (processor, flags)
+
+
+def test_a_device_without_the_runtime_is_told_so(folder, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "__file__", str(folder / "measure.py"))
+    monkeypatch.setattr(measure, "find_spec", lambda name: None)
+    assert measure.main(["--device", "box"]) == 2
+    assert capsys.readouterr().err == (
+        "onnxruntime is not installed here: pip install onnxruntime\n"
+    )
+    assert not (folder / "measured.csv").exists()
