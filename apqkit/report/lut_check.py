@@ -25,7 +25,8 @@ from predictors import kendall_tau
 __all__ = ["LutCheck", "check_lut", "draw_lut_check", "write_lut_check"]
 
 _CALIBRATION_IMAGES = 32
-_RUNS = 60
+_ROUNDS, _RUNS = 5, 20
+_QUIET = 1.2  # a round is left out if its median exceeds that of the fastest by more
 _FEWEST = 3  # networks that a correlation means anything for
 
 
@@ -34,7 +35,7 @@ class LutCheck:
     """Prices of n networks beside their measured times, all in ms.
 
     Attributes:
-        measured_ms: (n,) median of the runs.
+        measured_ms: (n,) median of the runs; rounds that other work disturbed are left out.
         p10_ms: (n,) 10 % quantile of the runs.
         p90_ms: (n,) 90 % quantile of the runs.
         repeat_ms: (2, n) medians of the even and of the odd runs: what the table can reach.
@@ -110,12 +111,13 @@ def check_lut(
     additive = LutCost(table, edges=False).cost(networks)["latency_ms"]
     if np.isnan(costs["latency_ms"]).any():
         raise CostError("a network to be checked has a format that the table's device cannot run")
-    runs = _timed(networks, supernet, image_shape, table.header, progress)
+    rounds = _timed(networks, supernet, image_shape, table.header, progress)
+    runs = [_undisturbed(each) for each in rounds]
     return LutCheck(
-        measured_ms=np.median(runs, axis=1),
-        p10_ms=np.quantile(runs, 0.1, axis=1),
-        p90_ms=np.quantile(runs, 0.9, axis=1),
-        repeat_ms=np.stack([np.median(runs[:, start::2], axis=1) for start in (0, 1)]),
+        measured_ms=np.array([np.median(each) for each in runs]),
+        p10_ms=np.array([np.quantile(each, 0.1) for each in runs]),
+        p90_ms=np.array([np.quantile(each, 0.9) for each in runs]),
+        repeat_ms=np.array([[np.median(each[half::2]) for each in runs] for half in (0, 1)]),
         priced_ms=costs["latency_ms"],
         error_ms=costs["latency_error_ms"],
         additive_ms=additive,
@@ -129,13 +131,13 @@ def _timed(
     header: Mapping[str, str],
     progress: Progress,
 ) -> FloatArray:
-    """(n, runs) times in ms, one run of each network in turn."""
+    """(n, rounds, runs) times in ms; in a round, one run of each network in turn."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(_CALIBRATION_IMAGES, *image_shape, generator=generator)
     paths = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        progress.task("timing whole networks", len(networks) + 1) as advance,
+        progress.task("timing whole networks", len(networks) + _ROUNDS) as advance,
     ):
         for index in range(len(networks)):
             layers = networks.take(slice(index, index + 1)).layers()
@@ -143,9 +145,17 @@ def _timed(
             export_onnx(calibrated_subnet(supernet, layers, images), image_shape, paths[-1], {})
             advance(1)
         run = openvino_run_times if header[RUNTIME_HEADER] == OPENVINO else run_times
-        times = run(paths, image_shape, batch=int(header["batch"]), runs=_RUNS)
-        advance(1)
-    return times
+        rounds = []
+        for _ in range(_ROUNDS):
+            rounds.append(run(paths, image_shape, batch=int(header["batch"]), runs=_RUNS))
+            advance(1)
+    return np.stack(rounds, axis=1)
+
+
+def _undisturbed(rounds: FloatArray) -> FloatArray:
+    """(runs,) of one network's rounds (rounds, runs), those that no other work disturbed."""
+    medians = np.median(rounds, axis=1)
+    return rounds[medians <= _QUIET * medians.min()].reshape(-1)
 
 
 def draw_lut_check(check: LutCheck) -> Figure:

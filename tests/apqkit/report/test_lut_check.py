@@ -10,6 +10,7 @@ from apqkit.cost.lut import make_table
 from apqkit.cost.lut_cost import LutCost, wanted_keys
 from apqkit.errors import CostError
 from apqkit.report import LutCheck, check_lut, draw_lut_check, write_lut_check
+from apqkit.report.lut_check import _undisturbed
 from apqkit.spaces.draws import draw_uniform
 from apqkit.spaces.mobilenet import MobileNetOptions, MobileNetSpace, StageOptions
 from apqkit.types import SilentProgress
@@ -67,6 +68,11 @@ def test_whole_networks_are_timed_beside_their_prices(check, table, networks):
     assert (check.measured_ms <= check.p90_ms).all()
     assert (check.measured_ms > 0.005).all()  # six layers of batch 4 take that at least
     assert np.abs(check.repeat_ms / check.measured_ms - 1.0).max() < 0.5
+
+
+def test_rounds_that_other_work_disturbed_do_not_count():
+    rounds = np.array([[1.0, 1.1], [3.0, 3.2], [1.2, 1.1]])
+    assert _undisturbed(rounds).tolist() == [1.0, 1.1, 1.2, 1.1]
 
 
 def test_figures_follow_their_definitions():
