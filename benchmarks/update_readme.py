@@ -18,6 +18,7 @@ __all__ = ["SECTIONS", "filled", "main"]
 _README = Path(__file__).parent.parent / "README.md"
 _JOBS = ("digits", "fashion-mnist")
 _SHOWN_MEMBERS = 8
+_FEW_NETWORKS = 3  # say nothing about a correlation
 _PREDICTORS = (
     "transferred with proxies",
     "transferred",
@@ -261,6 +262,96 @@ def _ptq_qat() -> str:
     )
 
 
+def _lut() -> str:
+    fidelity, speed = _result("lut_fidelity"), _result("lut_speed")
+    rows = [
+        (
+            f"{name}, {fidelity['networks'][name]} networks",
+            *(
+                f"{found[way]['mape']:.1%}, {found[way]['tau']:.2f}"
+                for way in ("with edges", "without edges", "repeat")
+            ),
+        )
+        for name, found in fidelity["figures"].items()
+        if fidelity["networks"][name] > _FEW_NETWORKS
+    ]
+    largest = ", ".join(
+        f"{name} {each['measured']:.2f} ({each['with_edges']:.2f}; {each['without_edges']:.2f})"
+        for name, each in fidelity["largest_ms"].items()
+    )
+    jobs = [
+        (
+            name,
+            f"{each['networks_per_s']:,}",
+            f"{each['compiled_per_s']:,}",
+            f"{each['compile_s']:.1f}",
+        )
+        for name, each in speed["jobs"].items()
+    ]
+    build = " and ".join(
+        f"{seconds:.1f} s ({name})" for name, seconds in speed["build"]["seconds"].items()
+    )
+    return "\n".join(
+        [
+            "Whole exported networks against the table of this machine, int8 and fp32 mixed layer "
+            f"by layer, batch {fidelity['batch']}: mean relative error and Kendall's tau. "
+            '"Measured twice" compares two halves of the same measurements.',
+            "",
+            _table(("networks", "with conversions", "layers alone", "measured twice"), rows),
+            "",
+            "The largest network in ms, measured (priced with conversions; layers alone): "
+            f"{largest}. " + _source("lut_fidelity.py", "lut_fidelity"),
+            "",
+            "![Priced and measured latency](benchmarks/results/lut_fidelity.png)",
+            "",
+            "Candidates priced a second from picks, one thread:",
+            "",
+            _table(("space and model", "by networks", "compiled", "compiling (s)"), jobs),
+            "",
+            f"The table of the Fashion-MNIST space, {speed['build']['rows']} rows: {build}. "
+            + _source("lut_speed.py", "lut_speed"),
+        ]
+    )
+
+
+def _tables() -> str:
+    tables, array = _result("imported_tables"), _result("simulator_fidelity")
+    apq, haq, blocks = tables["apq"], tables["haq"], tables["nsganetv2"]
+    rows = [
+        (
+            f"{name} {kind}",
+            f"{each['spearman']:.3f}",
+            f"{each['median']:.2f}",
+            f"{each['p10']:.2f} to {each['p90']:.2f}",
+        )
+        for name in ("bitfusion-16x32 (published)", array["best"])
+        for kind, each in array["latency"][name].items()
+    ]
+    equal = apq["of_these_equal_to_plain_sums_in_ms_and_mj"]
+    return "\n".join(
+        [
+            f"Published tables: {equal:,} of {apq['networks_with_every_row_priced']:,} random "
+            "networks of APQ's space cost what a plain sum of its rows says, in ms and mJ; "
+            f"{apq['share_of_networks_with_estimated_rows']:.0%} of all random networks "
+            "need a row that the table lacks (7x7 kernels on 4-bit inputs), estimated with a "
+            f"stated error of {apq['median_stated_error_of_an_estimated_row']:.0%}. HAQ's table "
+            f"never falls with more bits in {haq['share_of_steps_that_take_no_less_time']:.0%} of "
+            f"{haq['steps_of_one_bit']:,} steps. With a fifth of the block shapes of a CPU table "
+            f"left out, their estimates are off by {blocks['left_out_shapes_mape']:.1%} on "
+            f"average; {blocks['left_out_shapes_share_within_one_stated_error']:.0%} lie within "
+            f"one stated error, {blocks['left_out_shapes_share_within_two']:.0%} within two. "
+            + _source("imported_tables.py --data DIR", "imported_tables"),
+            "",
+            "The simulated array beside the table that was published with APQ, simulated over "
+            "published latency, layer by layer:",
+            "",
+            _table(("array, layers", "Spearman", "median ratio", "10 % to 90 %"), rows),
+            "",
+            _source("simulator_fidelity.py --data DIR", "simulator_fidelity"),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "digits": _front,
     "jobs": _jobs,
@@ -269,6 +360,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "blocks": _blocks,
     "quantizers": _quantizers,
     "ptq_qat": _ptq_qat,
+    "lut": _lut,
+    "tables": _tables,
 }
 """Every marked section of the README and what renders it."""
 

@@ -155,7 +155,7 @@ def _timed(
 def _undisturbed(rounds: FloatArray) -> FloatArray:
     """(runs,) of one network's rounds (rounds, runs), those that no other work disturbed."""
     medians = np.median(rounds, axis=1)
-    return rounds[medians <= _QUIET * medians.min()].reshape(-1)
+    return np.asarray(rounds[medians <= _QUIET * medians.min()].reshape(-1))
 
 
 def draw_lut_check(check: LutCheck) -> Figure:
