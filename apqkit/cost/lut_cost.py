@@ -45,6 +45,7 @@ channels stand together in its fp32 kernels, and which ops cost nothing in it.""
 KIND_COLUMNS = ("op", "weight_format", "activation_format", "output_format")
 """Rows that are alike in these are estimated from each other."""
 
+_CHUNK = 2048  # networks whose columns stay in the cache
 _FEW = 8  # rows of a kind, below which rows of other formats help
 _FAR = 1.0  # relative error of an estimate from rows of other ops
 _SUM_ERROR = 0.04  # of whole networks, relative, as benchmarks/lut_fidelity.py finds it
@@ -301,19 +302,30 @@ def wanted_keys(table: LayerTable, *, block: int, runtime: str = ONNX_RUNTIME) -
     Raises:
         CostError: No row has a kernel.
     """
-    kernels = kernel_table(table, block=block, runtime=runtime)
-    nodes = kernels.runs & table.active & ~kernels.inside & (table.op != OPS.index("input"))
-    if not nodes.any():
-        raise CostError("there is no layer to time")
-    parts = [(kernels.keys[nodes], np.ones(int(nodes.sum()), dtype=np.int64))]
-    for edge in range(len(EDGES)):
-        times = kernels.conversions[..., edge]
-        where = times > 0
-        parts.append((conversion_keys(kernels.shapes[where], edge), times[where]))
-    found = [distinct_keys(keys, times > 0) for keys, times in parts]
-    uses = [
-        np.bincount(each.index, times, len(each.keys))
-        for each, (_, times) in zip(found, parts, strict=True)
+    parts: list[list[WantedKeys]] = [[] for _ in range(1 + len(EDGES))]
+    for start in range(0, len(table), _CHUNK):
+        some = table.take(slice(start, start + _CHUNK))
+        kernels = kernel_table(some, block=block, runtime=runtime)
+        nodes = kernels.runs & some.active & ~kernels.inside & (some.op != OPS.index("input"))
+        parts[0].append(_distinct(kernels.keys[nodes], np.ones(int(nodes.sum()))))
+        for edge in range(len(EDGES)):
+            times = kernels.conversions[..., edge]
+            where = times > 0
+            keys = conversion_keys(kernels.shapes[where], edge)
+            parts[1 + edge].append(_distinct(keys, times[where]))
+    whole = [
+        _distinct(*(np.concatenate([getattr(e, name) for e in part]) for name in ("keys", "uses")))
+        for part in parts
     ]
-    keys = np.concatenate([each.keys for each in found])
-    return WantedKeys(keys, np.concatenate(uses).astype(np.int64))
+    if not len(whole[0].keys):
+        raise CostError("there is no layer to time")
+    return WantedKeys(
+        np.concatenate([each.keys for each in whole]), np.concatenate([e.uses for e in whole])
+    )
+
+
+def _distinct(keys: IntArray, uses: FloatArray | IntArray) -> WantedKeys:
+    """Returns the distinct ones of keys (m, c) with the sums of their uses (m,)."""
+    found = distinct_keys(keys, np.ones(len(keys), dtype=bool))
+    total = np.bincount(found.index, uses, len(found.keys))
+    return WantedKeys(found.keys, total.astype(np.int64))
