@@ -30,25 +30,15 @@ class TableSpace(ABC):
 
     A subclass says which dims are active and how picks become layers; the rest follows.
 
-    Args:
-        offered: Decisions; one with a single choice holds for all candidates and is no dim.
-
     Attributes:
         name: The name in the table of spaces.
         dims: The k dims, in the order of the columns of picks.
-
-    Raises:
-        ConfigError: Every decision has a single choice.
     """
 
     name: str
 
-    def __init__(self, offered: Sequence[Dim]) -> None:
-        self.dims = tuple(dim for dim in offered if len(dim.choices) > 1)
-        if not self.dims:
-            raise ConfigError("space offers a single network: give some dim a second choice")
-        self._fixed = {dim.name: dim.choices[0] for dim in offered if len(dim.choices) == 1}
-        self._column = {dim.name: column for column, dim in enumerate(self.dims)}
+    def __init__(self, dims: Sequence[Dim]) -> None:
+        self.dims = tuple(dims)
 
     @abstractmethod
     def active(self, picks: IntArray) -> BoolArray:
@@ -80,20 +70,6 @@ class TableSpace(ABC):
 
         return ElasticSupernet(self.network(largest_picks(self.dims)).layers(), seed=seed)
 
-    def _value(self, picks: IntArray, name: str) -> IntArray:
-        """(n,) a numeric dim by value."""
-        return self._lookup(picks, name, int)
-
-    def _format(self, picks: IntArray, name: str) -> IntArray:
-        """(n,) a format dim by code."""
-        return self._lookup(picks, name, lambda choice: format_code(str(choice)))
-
-    def _lookup(self, picks: IntArray, name: str, read: Callable[[Choice], int]) -> IntArray:
-        if name in self._fixed:
-            return np.full(len(picks), read(self._fixed[name]))
-        column = self._column[name]
-        return np.array([read(c) for c in self.dims[column].choices])[picks[:, column]]
-
 
 @dataclass(frozen=True)
 class Block:
@@ -115,12 +91,19 @@ class BlockSpace(TableSpace):
     it.
 
     Args:
-        offered: As in :class:`TableSpace`.
+        offered: Decisions; one with a single choice holds for all candidates and is no dim.
         blocks: Of all stages, in order.
+
+    Raises:
+        ConfigError: Every decision has a single choice.
     """
 
     def __init__(self, offered: Sequence[Dim], blocks: Sequence[Block]) -> None:
-        super().__init__(offered)
+        super().__init__([dim for dim in offered if len(dim.choices) > 1])
+        if not self.dims:
+            raise ConfigError("space offers a single network: give some dim a second choice")
+        self._fixed = {dim.name: dim.choices[0] for dim in offered if len(dim.choices) == 1}
+        self._column = {dim.name: column for column, dim in enumerate(self.dims)}
         self._blocks = list(blocks)
         self._block_columns = {
             block: [c for name, c in self._column.items() if f".{block.name}." in f"{name}."]
@@ -136,6 +119,20 @@ class BlockSpace(TableSpace):
 
     def _block_active(self, picks: IntArray, block: Block) -> BoolArray:
         return self._value(picks, f"depth.s{block.stage}") > block.index
+
+    def _value(self, picks: IntArray, name: str) -> IntArray:
+        """(n,) a numeric dim by value."""
+        return self._lookup(picks, name, int)
+
+    def _format(self, picks: IntArray, name: str) -> IntArray:
+        """(n,) a format dim by code."""
+        return self._lookup(picks, name, lambda choice: format_code(str(choice)))
+
+    def _lookup(self, picks: IntArray, name: str, read: Callable[[Choice], int]) -> IntArray:
+        if name in self._fixed:
+            return np.full(len(picks), read(self._fixed[name]))
+        column = self._column[name]
+        return np.array([read(c) for c in self.dims[column].choices])[picks[:, column]]
 
 
 class TableRows:
