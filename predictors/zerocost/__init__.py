@@ -8,16 +8,26 @@
 6.0
 """
 
+from predictors.zerocost.assembly import assemble, undefined_choices
+from predictors.zerocost.batch_scores import BatchScores, score_subnets
 from predictors.zerocost.errors import ProxyError
+from predictors.zerocost.hessian import HessianEffort
+from predictors.zerocost.layer_statistics import LayerStatistics
+from predictors.zerocost.output_changes import with_output_changes
 from predictors.zerocost.passes import ForwardPass, LossPass, Need, Passes, Recorder
 from predictors.zerocost.proxies import PROXIES
 from predictors.zerocost.proxy import Direction, Proxy, ProxyScore
+from predictors.zerocost.sensitivities import SENSITIVITIES, Sensitivity
 from predictors.zerocost.session import ProxySession
 
 __all__ = [
     "PROXIES",
+    "SENSITIVITIES",
+    "BatchScores",
     "Direction",
     "ForwardPass",
+    "HessianEffort",
+    "LayerStatistics",
     "LossPass",
     "Need",
     "Passes",
@@ -26,4 +36,9 @@ __all__ = [
     "ProxyScore",
     "ProxySession",
     "Recorder",
+    "Sensitivity",
+    "assemble",
+    "score_subnets",
+    "undefined_choices",
+    "with_output_changes",
 ]
