@@ -131,7 +131,8 @@ def test_the_published_allocations_of_resnet18_are_found(limit, share, bits, obj
     assert found.costs[limit] == pytest.approx(used, abs=1e-4)
 
 
-def test_a_large_table_is_solved_exactly():
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_a_large_table_is_solved_exactly(share):
     """53 layers x 49 pairs of bits; the referee is a dynamic program on the whole cycles."""
     path = data_file(
         "haq_latency_lut/qmobilenetv2_imagenet100_batch16_latency_table.npz", HAQ_SOURCE
@@ -142,7 +143,7 @@ def test_a_large_table_is_solved_exactly():
     scale = np.random.default_rng(0).lognormal(size=53)
     sensitivity = scale[:, None] * noise
     least, most = cycles.min(axis=1).sum(), cycles.max(axis=1).sum()
-    limit = least + 0.3 * (most - least)
+    limit = least + share * (most - least)
     formats = [f"w{w}a{a}" for w in bits for a in bits]
     problem = AllocationProblem(
         list(map(str, range(53))), formats, sensitivity, {"cycles": cycles}, {"cycles": limit}
@@ -214,6 +215,15 @@ def test_tied_layers_leave_out_what_one_of_them_cannot_have():
         allocate(problem)
 
 
+def test_edge_costs_of_formats_that_are_left_out_do_not_matter():
+    problem = drawn(np.random.default_rng(0), 2, 2)
+    problem.sensitivity[0, 0] = np.nan
+    change = np.array([[[np.nan, np.inf], [1.0, 0.0]]])
+    edged = with_parts(problem, edges=np.array([[0, 1]]), edge_costs={"time": change})
+    found = allocate(with_parts(edged, limits={"time": problem.costs["time"][:, 1].sum()}))
+    assert found.choice.tolist() == [1, 1]
+
+
 def test_an_impossible_limit_says_what_is_possible():
     problem = drawn(np.random.default_rng(0), 4, 2)
     least = problem.costs["size"].min(axis=1).sum()
@@ -260,6 +270,9 @@ def test_the_front_trades_a_cost_for_sensitivity():
         ({"ties": [(0, 4)]}, "ties and edges name layers 0 to 3, got 4"),
         ({"edges": np.array([[0, 1]]), "edge_costs": {"time": np.zeros((1, 2, 3))}},
          "edge costs of time must have shape (1, 2, 2), got (1, 2, 3)"),
+        ({"edges": np.array([[0, 1]]), "edge_costs": {"time": np.array([[[0, 1], [np.nan, 0]]])}},
+         "edge costs of time must be finite between formats that can be chosen, got nan from "
+         "layer0 in format1 to layer1 in format0"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(parts, text):
