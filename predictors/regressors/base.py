@@ -1,0 +1,46 @@
+"""What all predictors share. Letters: n rows, d columns."""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from predictors.regressors.link import from_link, to_link, uses_logit
+from predictors.validation import group_labels
+
+__all__ = ["LinkPredictor"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class LinkPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Target scale and input checks; subclasses fit and predict on the link scale."""
+
+    def fit(self, X: FloatArray, y: FloatArray, groups: IntArray | None = None) -> Self:
+        """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together."""
+        X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
+        self.logit_ = uses_logit(y)
+        self._fit_link(X, to_link(y, logit=self.logit_), group_labels(len(y), groups))
+        return self
+
+    def predict(
+        self, X: FloatArray, return_std: bool = False
+    ) -> FloatArray | tuple[FloatArray, FloatArray]:
+        """Returns predictions (n,), with standard deviations (n,) if asked for."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        z, deviation = self._predict_link(X)
+        y = from_link(z, logit=self.logit_)
+        if not return_std:
+            return y
+        slope = y * (1.0 - y) if self.logit_ else 1.0
+        return y, deviation * slope
+
+    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
+        raise TypeError(f"{type(self).__name__} does not fit")
+
+    def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
+        raise TypeError(f"{type(self).__name__} does not predict")
