@@ -8,7 +8,7 @@ none is better. Where it cannot, :func:`scipy.optimize.milp` solves the program 
 the bounds leave in question.
 
 Exact means: no solution loses less by more than 1e-9 of what this one loses above the least of
-each group, or, where the integer program decides, by 1e-9 of the largest loss in it. Limits hold
+each group, or, where the integer program decides, by 1e-10 of the largest loss in it. Limits hold
 to 1e-9.
 
 Letters: G groups, F choices, E edges, K limits, P lower bounds, R rows that are summed.
@@ -374,12 +374,13 @@ class _Search:
             bound = states.sums[rows:].max(axis=0)
             within = (states.sums[:rows] <= room[:, step, None]).all(axis=0)
             kept = np.flatnonzero(within & (bound < self.ceiling))
-            if rows <= 2:
+            if rows <= 2:  # one limit at most; to compare all would cost more than it gains
+                kept, others = _nearest(kept, bound, 2 * width)
                 kept = self._unbeaten(states, kept, step)
-            if len(kept) > width:
-                kept = kept[np.argpartition(bound[kept], width)]
-                left_out = min(left_out, float(bound[kept[width]]))
-            states = _States(states.sums[:, kept[:width]], states.chosen[kept[:width]])
+                left_out = min(left_out, others)
+            kept, others = _nearest(kept, bound, width)
+            left_out = min(left_out, others)
+            states = _States(states.sums[:, kept], states.chosen[kept])
         if not len(states.chosen):
             return None, left_out
         return states.chosen[states.sums[0].argmin()].astype(np.int64), left_out
@@ -429,3 +430,11 @@ class _Search:
             alike = self.program.alike[edge, side, chosen[:, group]]
             ends = np.unique(ends * self.core.shape[1] + alike, return_inverse=True)[1]
         return ends
+
+
+def _nearest(kept: IntArray, bound: FloatArray, width: int) -> tuple[IntArray, float]:
+    """Returns those with the least bounds, as many as the width, and the next bound."""
+    if len(kept) <= width:
+        return kept, np.inf
+    kept = kept[np.argpartition(bound[kept], width)]
+    return kept[:width], float(bound[kept[width]])
