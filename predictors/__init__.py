@@ -4,6 +4,7 @@ Stands alone: it imports nothing of apqkit, and no torch. Zero-cost proxies, whi
 in :mod:`predictors.zerocost`.
 """
 
+from predictors.aggregation import mean_rank
 from predictors.conformal import conformal_half_width
 from predictors.encoders import CandidateEncoder, log_columns, signed_log
 from predictors.metrics import (
@@ -43,6 +44,7 @@ __all__ = [
     "kendall_tau",
     "load_predictor",
     "log_columns",
+    "mean_rank",
     "out_of_fold",
     "rmse",
     "save_predictor",
