@@ -11,33 +11,49 @@
 from predictors.zerocost.assembly import assemble, undefined_choices
 from predictors.zerocost.batch_scores import BatchScores, score_subnets
 from predictors.zerocost.errors import ProxyError
+from predictors.zerocost.evolution import (
+    LayerInputs,
+    Program,
+    SettingTable,
+    evolve,
+    inputs_of,
+    load_program,
+)
 from predictors.zerocost.hessian import HessianEffort
 from predictors.zerocost.layer_statistics import LayerStatistics
 from predictors.zerocost.output_changes import with_output_changes
-from predictors.zerocost.passes import ForwardPass, LossPass, Need, Passes, Recorder
+from predictors.zerocost.passes import ForwardPass, LossPass, Need, Passes
 from predictors.zerocost.proxies import PROXIES
 from predictors.zerocost.proxy import Direction, Proxy, ProxyScore
+from predictors.zerocost.recorder import BackwardRecorder, Recorder
 from predictors.zerocost.sensitivities import SENSITIVITIES, Sensitivity
 from predictors.zerocost.session import ProxySession
 
 __all__ = [
     "PROXIES",
     "SENSITIVITIES",
+    "BackwardRecorder",
     "BatchScores",
     "Direction",
     "ForwardPass",
     "HessianEffort",
+    "LayerInputs",
     "LayerStatistics",
     "LossPass",
     "Need",
     "Passes",
+    "Program",
     "Proxy",
     "ProxyError",
     "ProxyScore",
     "ProxySession",
     "Recorder",
     "Sensitivity",
+    "SettingTable",
     "assemble",
+    "evolve",
+    "inputs_of",
+    "load_program",
     "score_subnets",
     "undefined_choices",
     "with_output_changes",

@@ -6,11 +6,9 @@ from torch import Tensor
 from predictors.zerocost.errors import ProxyError
 from predictors.zerocost.passes import Passes, forward_pass
 from predictors.zerocost.proxy import Proxy, ProxyScore
-from predictors.zerocost.signs import SignRecorder
+from predictors.zerocost.signs import SignRecorder, log_determinant
 
 __all__ = ["NASWOT"]
-
-_RIDGE = 1e-12  # of the diagonal: finite where samples switch alike, unseen elsewhere
 
 
 def _score(passes: Passes) -> ProxyScore:
@@ -20,12 +18,7 @@ def _score(passes: Passes) -> ProxyScore:
     if not agreements:
         raise ProxyError("naswot saw no rectifier: the model calls no ReLU or its like")
     layers = {name: _disagreement(each) for name, each in agreements.items()}
-    return ProxyScore(_log_determinant(torch.stack(list(agreements.values())).sum(0)), layers)
-
-
-def _log_determinant(kernel: Tensor) -> float:
-    ridge = _RIDGE * kernel.diagonal()
-    return float(torch.linalg.slogdet(kernel + torch.diag(ridge)).logabsdet)
+    return ProxyScore(log_determinant(torch.stack(list(agreements.values())).sum(0)), layers)
 
 
 def _disagreement(kernel: Tensor) -> float:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from predictors.zerocost.passes import Need, Passes, Recorder
+from predictors.zerocost.passes import Need, Passes
+from predictors.zerocost.recorder import Recorder
 
 __all__ = ["Direction", "Proxy", "ProxyScore"]
 

@@ -12,15 +12,21 @@ from torch import Tensor, nn
 
 __all__ = ["untouched"]
 
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks"),
+)
+
 
 @contextmanager
 def untouched(*models: nn.Module, seed: int) -> Iterator[None]:
     """Seeds what runs inside; afterwards puts models and random generators back, errors or not.
 
-    Restored in every submodule: parameters and buffers (which tensors they are, and their values,
-    so also batch-norm statistics), ``requires_grad``, ``grad``, train or eval mode. Restored too:
-    the global generators of torch (CPU and the models' CUDA devices), numpy and ``random``. State
-    that a module keeps in other attributes is its own affair.
+    Restored in every submodule: parameters and buffers (which tensors they are, their types, and
+    their values, so also batch-norm statistics), ``requires_grad``, ``grad``, hooks, train or eval
+    mode. Restored too: the global generators of torch (CPU and the models' CUDA devices), numpy
+    and ``random``. State that a module keeps in other attributes is its own affair.
 
     Args:
         models: Modules that run inside.
@@ -49,7 +55,9 @@ class _SavedTensor:
         return cls(tensor, tensor.detach().clone(), grad, tensor.requires_grad)
 
     def restore(self) -> Tensor:
-        if not torch.equal(self.tensor, self.values):  # an unneeded write would upset autograd
+        if self._was_converted():
+            self.tensor.data = self.values
+        elif not torch.equal(self.tensor, self.values):  # an unneeded write would upset autograd
             with torch.no_grad():
                 self.tensor.copy_(self.values)
         if self.tensor.is_leaf:
@@ -57,11 +65,16 @@ class _SavedTensor:
             self.tensor.grad = self.grad
         return self.tensor
 
+    def _was_converted(self) -> bool:
+        now, before = self.tensor, self.values
+        return (now.dtype, now.device, now.shape) != (before.dtype, before.device, before.shape)
+
 
 @dataclass(frozen=True)
 class _SavedModule:
     module: nn.Module
     training: bool
+    hooks: Mapping[str, Mapping[Any, Any]]
     parameters: Mapping[str, _SavedTensor | None]
     buffers: Mapping[str, _SavedTensor | None]
 
@@ -70,6 +83,7 @@ class _SavedModule:
         return cls(
             module,
             module.training,
+            {name: dict(getattr(module, name)) for name in _HOOKS},
             _saved_tensors(module._parameters),
             _saved_tensors(module._buffers),
         )
@@ -81,6 +95,8 @@ class _SavedModule:
 
     def restore(self) -> None:
         self.module.training = self.training
+        for name, hooks in self.hooks.items():
+            _restore_table(getattr(self.module, name), hooks)
         _restore_tensors(self.module._parameters, self.parameters)
         _restore_tensors(self.module._buffers, self.buffers)
 
@@ -92,9 +108,14 @@ def _saved_tensors(table: Mapping[str, Tensor | None]) -> dict[str, _SavedTensor
 
 
 def _restore_tensors(table: dict[str, Any], saved: Mapping[str, _SavedTensor | None]) -> None:
+    _restore_table(
+        table, {name: None if each is None else each.restore() for name, each in saved.items()}
+    )
+
+
+def _restore_table(table: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
     table.clear()
-    for name, each in saved.items():
-        table[name] = None if each is None else each.restore()
+    table.update(saved)
 
 
 @contextmanager

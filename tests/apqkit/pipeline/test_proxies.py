@@ -80,7 +80,8 @@ def test_an_unknown_proxy_is_named(columns, picks):
         columns.columns(picks, ["snip", "synflo"])
     assert str(caught.value) == (
         "no proxy named 'synflo' (did you mean 'synflow'?); there are: "
-        "grad_norm, l2_norm, naswot, params, snip, sqnr, synflow"
+        "epe_nas, fisher, fisher_channel, flops, grad_norm, grasp, jacov, l2_norm, meco, naswot, "
+        "naswot_mean, params, plain, snip, sqnr, swap, synflow, zen, zico"
     )
 
 

@@ -68,6 +68,44 @@ class QuantNet(nn.Sequential):
         )
 
 
+class MobileNet(nn.Module):
+    """Functional activations, depthwise, grouped and dilated convolutions, a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=6, bias=False)
+        self.norm2 = nn.BatchNorm2d(6, affine=False)
+        self.point = nn.Conv2d(6, 8, 1)
+        self.skip = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm1(self.stem(x)))
+        x = self.point(F.gelu(self.norm2(self.depthwise(x))))
+        x = F.relu(x + self.skip(x), inplace=True)
+        return self.head(x.mean((2, 3)))
+
+
+class SharedNet(nn.Module):
+    """Linear layers, one of them called twice, and two modules that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(98, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.twice = nn.Linear(12, 12)
+        self.tied = nn.Linear(12, 12)
+        self.tied.weight = self.twice.weight
+        self.last = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x.flatten(1))))
+        x = self.twice(torch.tanh(self.twice(x)))
+        return self.last(F.leaky_relu(self.tied(x)))
+
+
 def count_calls(function: Callable[..., object], calls: list[str], name: str):
     def counted(*args, **kwargs):
         calls.append(name)
@@ -89,6 +127,23 @@ def conv_net() -> nn.Module:
     net = ConvNet().double()
     net[5].p = 0.0
     return net
+
+
+@pytest.fixture
+def mobile_net() -> nn.Module:
+    return MobileNet().double()
+
+
+@pytest.fixture
+def shared_net() -> nn.Module:
+    return SharedNet().double()
+
+
+@pytest.fixture(params=["conv_net", "mobile_net", "shared_net"])
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    """Nets of all sorts in float64."""
+    model: nn.Module = request.getfixturevalue(request.param)
+    return model
 
 
 @pytest.fixture

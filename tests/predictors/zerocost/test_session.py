@@ -40,6 +40,62 @@ def test_runs_the_fewest_passes(
     assert calls == expected
 
 
+EIGHT = ["grad_norm", "snip", "grasp", "fisher", "plain", "jacov", "synflow", "l2_norm"]
+
+
+@pytest.mark.parametrize(
+    ("names", "forwards", "backwards"),
+    [
+        (["grad_norm", "snip", "plain", "fisher"], 1, 1),
+        (["grad_norm", "snip", "plain", "fisher", "jacov", "naswot", "l2_norm"], 1, 2),
+        (["jacov", "epe_nas", "swap"], 1, 1),
+        (["grasp"], 1, 2),
+        ([each for each in EIGHT if each != "synflow"], 1, 3),
+        (EIGHT, 2, 4),  # synflow: one forward and backward of its own, on one input
+    ],
+    ids=["four", "without grasp", "input gradient", "grasp", "seven", "eight"],
+)
+def test_gradients_share_one_forward_pass(
+    conv_net, batch, counted_passes, names, forwards, backwards
+) -> None:
+    calls = counted_passes(model=conv_net)
+    ProxySession(conv_net, batch).compute(names)
+    assert calls.count("model") == forwards
+    assert calls.count("backward") == backwards
+
+
+class Flat(nn.Module):
+    """Views what a convolution returns, which fails where its channels are last in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(2, 4, 3), nn.Linear(100, 3)
+
+    def forward(self, x):
+        self.formats.append(x.is_contiguous())
+        return self.last(self.conv(x).view(len(x), -1))
+
+    formats: list[bool] = []  # noqa: RUF012
+
+
+def test_a_model_that_needs_channels_first_gets_them(batch32) -> None:
+    net = Flat()
+    Flat.formats.clear()
+    score = ProxySession(net, batch32).compute(["snip"])["snip"]
+    assert Flat.formats == [False, True]
+    exact = ProxySession(net.double(), (batch32[0].double(), batch32[1])).compute(["snip"])["snip"]
+    assert score.value == pytest.approx(exact.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*EIGHT, "zico", "fisher_channel", "epe_nas", "naswot", "meco"])
+def test_fp32_with_channels_last_differs_by_rounding_only(mobile_net, batch, name) -> None:
+    other = batch[0].flip(2), batch[1]
+    exact = ProxySession(mobile_net, batch, more_batches=[other]).compute([name])[name]
+    first, second = ((images.float(), labels) for images, labels in (batch, other))
+    session = ProxySession(mobile_net.float(), first, more_batches=[second])
+    assert session.compute([name])[name].value == pytest.approx(exact.value, rel=2e-3)
+
+
 def test_each_call_sees_the_model_as_it_is_then(conv_net, batch) -> None:
     session = ProxySession(conv_net, batch)
     before = session.compute(["snip"])
@@ -147,4 +203,33 @@ def test_says_that_the_batch_is_empty(conv_net) -> None:
 def test_says_both_lengths(conv_net, batch) -> None:
     assert error_of(lambda: ProxySession(conv_net, (batch[0], batch[1][:5]))) == (
         "inputs and labels must be equally many, got 8 inputs and labels of shape (5,)"
+    )
+
+
+def test_says_that_a_batch_is_no_pair_of_tensors(conv_net, batch) -> None:
+    images, labels = batch
+    wrapper = "give a model of several inputs or labels a wrapper that takes one"
+    assert error_of(lambda: ProxySession(conv_net, ((images, images), labels))) == (
+        f"inputs must be one tensor, got tuple: {wrapper}"
+    )
+    assert error_of(lambda: ProxySession(conv_net, (images, [labels]))) == (
+        f"labels must be one tensor, got list: {wrapper}"
+    )
+    assert error_of(lambda: ProxySession(conv_net, batch, more_batches=[(images[:0], None)])) == (
+        "the batch is empty: inputs have shape (0, 2, 7, 7)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "place"),
+    [
+        (ProxyScore(float("inf")), "its value is inf"),
+        (ProxyScore(1.0, {"conv": float("nan")}), "conv is nan"),
+    ],
+)
+def test_names_what_is_not_finite_in_a_score(conv_net, batch, monkeypatch, score, place) -> None:
+    proxy = Proxy("mine", "up", False, frozenset(), False, "nobody", "broken", lambda _: score)
+    monkeypatch.setitem(PROXIES, "mine", proxy)
+    assert error_of(lambda: ProxySession(conv_net, batch).compute(["mine"])) == (
+        f"mine is not finite: {place}"
     )

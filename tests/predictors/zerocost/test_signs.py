@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import predictors.zerocost.signs
-from predictors.zerocost.signs import SignRecorder
+from predictors.zerocost.signs import PatternRecorder, SignRecorder, log_determinant
 
 
 class Block(nn.Module):
@@ -61,6 +63,25 @@ def test_many_units_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_tensor_without_further_axes_is_one_unit() -> None:
     (kernel,) = watch(nn.ReLU(), torch.tensor([1.0, -1.0])).values()
     assert kernel.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("samples", [1, 15, 16, 17, 64, 65, 130])
+def test_patterns_hold_a_bit_for_each_sample(samples) -> None:
+    x = torch.randn(samples, 3, 2)
+    with PatternRecorder(net := nn.ReLU(), samples) as recorder:
+        net(x)
+    words = recorder.patterns["relu"]
+    assert words.shape == (-(-samples // 64), 6)
+    for sample in range(samples):
+        bits = words[sample // 64] >> (sample % 64) & 1
+        assert torch.equal(bits.bool(), x[sample].flatten() > 0)
+
+
+def test_log_determinant_is_finite_for_alike_samples() -> None:
+    kernel = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    assert log_determinant(kernel) == pytest.approx(math.log(5.0), rel=1e-11)
+    alike = torch.full((2, 2), 4.0, dtype=torch.float64)
+    assert log_determinant(alike) == pytest.approx(math.log(16.0 * 2e-12), rel=1e-3)
 
 
 def test_leaves_no_hook_and_no_mode_even_after_an_error() -> None:

@@ -63,6 +63,34 @@ def test_puts_everything_back(fails) -> None:
     assert module.child.training
 
 
+def test_puts_types_back() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: (id(each), each.clone()) for name, each in module.state_dict().items()}
+    tensors = [*module.parameters(), *module.buffers()]
+    with untouched(module, seed=0):
+        module.double()
+        module[0].weight.data.mul_(2.0)
+    assert [id(each) for each in [*module.parameters(), *module.buffers()]] == [
+        id(each) for each in tensors
+    ]
+    for name, each in module.state_dict().items():
+        assert each.dtype == before[name][1].dtype
+        assert torch.equal(each, before[name][1])
+
+
+def test_puts_hooks_back() -> None:
+    module = nn.Linear(1, 1)
+    calls: list[str] = []
+    kept = module.register_forward_hook(lambda *_: calls.append("kept"))
+    with untouched(module, seed=0):
+        kept.remove()
+        module.register_forward_hook(lambda *_: calls.append("late"), always_call=True)
+        module.register_forward_pre_hook(lambda *_, **__: calls.append("late"), with_kwargs=True)
+        module.register_full_backward_hook(lambda *_: calls.append("late"))
+    module(torch.ones(1, 1)).sum().backward()
+    assert calls == ["kept"]
+
+
 def test_writes_nothing_where_nothing_changed() -> None:
     module = nn.BatchNorm1d(2)
     tensors = [*module.parameters(), *module.buffers()]

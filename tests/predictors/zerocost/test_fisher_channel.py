@@ -1,0 +1,76 @@
+import pytest
+import torch.nn.functional as F
+from torch import nn
+
+from predictors.zerocost import ProxyError, ProxySession
+
+
+def by_hand(net, batch):
+    """Loops over layers, calls, samples and channels, from outputs and their gradients."""
+    images, labels = batch
+    outputs = {}
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        outputs.setdefault(module, []).append(output)
+
+    hooks = [
+        module.register_forward_hook(keep)
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    F.cross_entropy(net(images.clone()), labels).backward()
+    for hook in hooks:
+        hook.remove()
+    net.zero_grad()
+    sums = {}
+    for module, calls in outputs.items():
+        per_channel = []
+        for k in range(calls[0].shape[1]):
+            squares = [
+                float(sum((each[n, k].detach() * each.grad[n, k]).sum() for each in calls)) ** 2
+                for n in range(len(images))
+            ]
+            per_channel.append(0.5 * sum(squares) / len(images))
+        sums[module] = per_channel
+    return sums
+
+
+@pytest.mark.parametrize("name", ["conv_net", "mobile_net"])
+def test_equals_the_plain_formula(request, batch, name) -> None:
+    net = request.getfixturevalue(name)
+    names = {module: name for name, module in net.named_modules()}
+    expected = {
+        f"{names[module]}.weight": sum(channels)
+        for module, channels in by_hand(net, batch).items()
+    }
+
+    score = ProxySession(net, batch).compute(["fisher_channel"])["fisher_channel"]
+
+    assert score.layers == pytest.approx(expected, rel=1e-9)
+    assert score.value == pytest.approx(sum(expected.values()), rel=1e-9)
+
+
+def test_layers_of_any_class_count(quant_net, batch32) -> None:
+    score = ProxySession(quant_net, batch32).compute(["fisher_channel"])["fisher_channel"]
+    assert list(score.layers) == ["0.weight", "1.weight", "4.weight"]
+    assert all(value > 0.0 for value in score.layers.values())
+
+
+def test_says_that_there_is_no_layer(batch) -> None:
+    class Bare(nn.Module):
+        """Owns two weights, so that neither has outputs of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Parameter(batch[0].new_ones(98, 4))
+            self.two = nn.Parameter(batch[0].new_ones(4, 3))
+
+        def forward(self, x):
+            return x.flatten(1) @ self.one @ self.two
+
+    with pytest.raises(ProxyError) as caught:
+        ProxySession(Bare(), batch).compute(["fisher_channel"])
+    assert str(caught.value) == (
+        "fisher_channel saw no layer: no owner of one trainable weight returns a tensor"
+    )
