@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from apqkit.front import ParetoSet
     from apqkit.pipeline import BuiltTable
+    from predictors.zerocost.evolution import EvolutionResult, Ranking
 
 __all__ = ["app", "main"]
 
@@ -219,6 +220,39 @@ def import_lut(
     print(path)
 
 
+@app.command("evolve-proxy")
+def evolve_proxy(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of measured bit settings to train on.", metavar="TABLE"),
+    ],
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--held-out", metavar="TABLE", help="Another network, for the report only."),
+    ] = None,
+    programs: Annotated[int, typer.Option("--programs", help="How many to evaluate.")] = 20_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of all draws.", min=0)] = 0,
+    out: Annotated[Path, typer.Option("--out", help="The program.")] = Path("proxy.json"),
+) -> None:
+    """Evolves a formula that ranks bit settings, and reports it where it was not trained."""
+    from apqkit.progress import RichProgress
+    from predictors.zerocost import ProxyError
+    from predictors.zerocost.evolution import evolve, read_setting_table, save_program
+
+    try:
+        train = [read_setting_table(each) for each in tables]
+        held_out = [read_setting_table(each) for each in others or []]
+        with RichProgress() as progress, progress.task("programs", programs) as advance:
+            result = evolve(
+                train, held_out=held_out, programs=programs, seed=seed, progress=advance
+            )
+    except ProxyError as fault:
+        raise ApqkitError(str(fault)) from None
+    save_program(out, result.program)
+    _print_evolution(result)
+    print(out)
+
+
 @app.command("list")
 def list_names(
     kind: Annotated[
@@ -302,6 +336,32 @@ def _print_built(built: "BuiltTable") -> None:
     for layer, each in list(built.estimated.items())[:5]:
         error = each["relative_error"]
         print(f"  {layer}: {each['latency_ms']:.4g} ms, give or take {error:.0%}")
+
+
+def _print_evolution(result: "EvolutionResult") -> None:
+    import pandas as pd
+
+    better = {"up": "larger", "down": "smaller"}[result.program.direction]
+    print(f"{result.program.formula}, summed over layers: {better} is better")
+    print(
+        f"{result.evaluated} programs, {result.broken} of them broken, "
+        f"{result.programs_per_minute:.0f} a minute; training less held-out rho {result.gap:.3f}"
+    )
+    print("\nSpearman's rho with accuracy, 95 % interval\n")
+    rankings = {"evolved": result.ranking, **result.baselines}
+    columns = {name: _ranking_cells(each) for name, each in rankings.items()}
+    frame = pd.DataFrame(columns).rename_axis("settings").reset_index()
+    _print_table(frame)
+    print()
+
+
+def _ranking_cells(ranking: "Ranking") -> dict[str, str]:
+    sides = {"train": ranking.train, "held out": ranking.held_out, "other": ranking.others}
+    return {
+        f"{side}: {table}": f"{rho.value:.3f} ({rho.low:.3f}..{rho.high:.3f})"
+        for side, rhos in sides.items()
+        for table, rho in rhos.items()
+    }
 
 
 def _print_table(frame: "pd.DataFrame") -> None:

@@ -48,7 +48,7 @@ class ChannelRecorder(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, samples: int) -> None:
         super().__init__()
-        self._model = model
+        self._layers = list(_layers(model))
         self._samples = samples
         self._hooks: list[RemovableHandle] = []
         self._kept: dict[int, list[_Kept]] = {}
@@ -58,14 +58,14 @@ class ChannelRecorder(TorchDispatchMode):
     @property
     def channels(self) -> dict[str, ChannelGradients]:
         """The layers, in the model's order."""
-        order = [name for name, _ in _layers(self._model)]
-        return {name: self._found[name] for name in order if name in self._found}
+        names = (name for name, _, _ in self._layers)
+        return {name: self._found[name] for name in names if name in self._found}
 
     def __enter__(self) -> Self:
         """Starts watching the forward pass."""
         super().__enter__()
-        for name, module in _layers(self._model):
-            self._hooks.append(module.register_forward_hook(self._leaving(name)))
+        for name, module, weight in self._layers:
+            self._hooks.append(module.register_forward_hook(self._leaving(name, weight)))
         return self
 
     def __exit__(
@@ -105,11 +105,10 @@ class ChannelRecorder(TorchDispatchMode):
             self._is_loss = False
             self._kept.clear()
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _leaving(self, name: str, weight: Tensor) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
             if not isinstance(outputs, Tensor) or not outputs.requires_grad:
                 return
-            weight = next(_weights(module))[1]
             if outputs.dim() >= 2 and len(outputs) == self._samples:
                 kept = _Kept(outputs.detach())
                 self._kept.setdefault(_storage(outputs), []).append(kept)
@@ -145,18 +144,14 @@ class _Kept:
     values: Tensor
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the modules that own one trainable weight, with the name of the weight."""
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Yields the modules that own one trainable weight, with its name and itself."""
     for path, module in model.named_modules():
-        weights = list(_weights(module))
+        own = module.named_parameters(recurse=False)
+        weights = [(name, each) for name, each in own if each.dim() >= 2]
         if len(weights) == 1 and weights[0][1].requires_grad:
-            yield f"{path}.{weights[0][0]}" if path else weights[0][0], module
-
-
-def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, each in module.named_parameters(recurse=False):
-        if each.dim() >= 2:
-            yield name, each
+            name, weight = weights[0]
+            yield f"{path}.{name}" if path else name, module, weight
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 Letters: b samples.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -328,7 +329,7 @@ def _gradients(loss: Tensor, graph: _Graph) -> tuple[dict[str, Tensor], dict[str
             f"{len(weights) - len(trainable)} are frozen and {len(trainable)} unused"
         )
     for name, each in gradients.items():
-        if not bool(torch.isfinite(each).all()):
+        if not all(math.isfinite(bound) for bound in each.detach().aminmax()):
             raise ProxyError(f"the gradient of {name!r} is not finite")
     return {name: trainable[name].detach() for name in gradients}, gradients
 

@@ -15,7 +15,7 @@ from apqkit.pipeline import BuiltTable, config_toml, resolved
 
 COMMANDS = {
     "run-search", "finetune", "export", "report", "build-lut", "check-lut", "import-lut", "list",
-    "show-config",
+    "show-config", "evolve-proxy",
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_equals_the_difference_of_gradients_along_the_gradient(mobile_net, batch
     step = 1e-5
     up, down = gradients(step, g), gradients(-step, g)
     expected = {
-        name: -float((weight * (up[name] - down[name])).sum()) / (2.0 * step)
+        name: -float((weight.detach() * (up[name] - down[name])).sum()) / (2.0 * step)
         for name, weight in weights.items()
     }
     # biases before a normalisation leave nothing but rounding, so the whole sets the scale

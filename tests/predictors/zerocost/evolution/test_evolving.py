@@ -101,6 +101,28 @@ def test_equivalent_programs_are_evaluated_once(table, monkeypatch) -> None:
     assert len(keys) == len(set(keys)) == 300
 
 
+def test_what_the_better_half_is_made_of_is_drawn_more_often(table, monkeypatch) -> None:
+    good_ones, plain = [], evolving.raised_odds
+
+    def watched(first, good):
+        good_ones.append(list(good))
+        return plain(first, good_ones[-1])
+
+    drawn_with, plain_draw = [], evolving.random_one
+
+    def draw(rng, odds):
+        drawn_with.append(odds)
+        return plain_draw(rng, odds)
+
+    monkeypatch.setattr(evolving, "raised_odds", watched)
+    monkeypatch.setattr(evolving, "random_one", draw)
+    evolve([table], programs=400, population=20)
+    assert {len(each) for each in good_ones} == {10}
+    last = plain(drawn_with[0], good_ones[-1])
+    assert drawn_with[-1] == last
+    assert last != drawn_with[0]
+
+
 def test_several_networks_are_trained_on_together(table, other_table) -> None:
     found = evolve([table, other_table], programs=300, population=20)
     assert (
