@@ -12,7 +12,8 @@ def mean_rank(columns: FloatArray, population: FloatArray | None = None) -> Floa
     """Returns the mean over the columns of a row's rank in a population.
 
     Ranks know neither scale nor unit, so columns such as proxies need no weights. Against a fixed
-    population a row's value does not depend on the rows that it is asked with.
+    population a row's value does not depend on the rows that it is asked with; between two members
+    of the population it is interpolated, so that rows there stay apart.
 
     Args:
         columns: (n, p) finite scores, larger is better in each column.
@@ -32,10 +33,9 @@ def mean_rank(columns: FloatArray, population: FloatArray | None = None) -> Floa
     _check(columns, others)
     shares = np.empty(columns.shape)
     for column in range(columns.shape[1]):
-        ordered = np.sort(others[:, column])
-        below = np.searchsorted(ordered, columns[:, column], side="left")
-        not_above = np.searchsorted(ordered, columns[:, column], side="right")
-        shares[:, column] = (below + not_above) / (2.0 * len(ordered))
+        values, counts = np.unique(others[:, column], return_counts=True)
+        worse = (np.cumsum(counts) - 0.5 * counts) / len(others)
+        shares[:, column] = np.interp(columns[:, column], values, worse)
     return np.asarray(shares.mean(axis=1))
 
 

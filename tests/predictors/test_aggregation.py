@@ -23,6 +23,11 @@ def test_a_fixed_population_gives_each_row_a_value_of_its_own():
     np.testing.assert_array_equal(together, alone)
 
 
+def test_rows_between_two_of_the_population_stay_apart_and_rows_beyond_it_do_not():
+    found = mean_rank(np.array([[0.5], [0.25], [-1.0], [2.0]]), np.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(found, [0.5, 0.375, 0.25, 0.75])
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.floats(1e-3, 1e3), st.floats(-10, 10))
 def test_scale_and_unit_of_a_column_do_not_matter(seed, scale, offset):
