@@ -28,6 +28,7 @@ __all__ = [
     "SearchConfig",
     "SpaceConfig",
     "SupernetConfig",
+    "TransferConfig",
     "load_config",
     "shipped_configs",
     "tree_of",
@@ -45,11 +46,18 @@ def _share(value: object) -> float | int:
     raise PydanticCustomError("share", "a fraction between 0 and 1 or a number of at least 1")
 
 
+def _sample_count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 8):
+        return value
+    raise PydanticCustomError("sample_count", "0 or an integer of at least 8")
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+SampleCount = Annotated[int, PlainValidator(_sample_count)]
 Share = Annotated[float | int, PlainValidator(_share)]
 Direction = Literal["max", "min"]
 
@@ -117,20 +125,34 @@ class SupernetConfig(Section):
 
 
 class SamplesConfig(Section):
-    """How many subnets are measured before the search, and on how many calibration images."""
+    """How many subnets are measured before the search, and on how many calibration images.
 
-    fp32: Annotated[int, Field(ge=8)] = 200
-    mixed: Annotated[int, Field(ge=8)] = 100
+    Without any, proxies alone propose the candidates of the first round.
+    """
+
+    fp32: SampleCount = 200
+    mixed: SampleCount = 100
     calibration_images: Positive = 256
     final_calibration_images: Positive = 512  # for the members of the front
 
 
 class PredictorConfig(Section):
-    """Which accuracy predictor, and which proxies are tried as extra columns."""
+    """Which accuracy predictor, and which proxies stand beside it.
+
+    As columns, those proxies are read that lower the error out of fold; by ranks, all of them have
+    a say like the predictor's, measured samples or not.
+    """
 
     name: str = "auto"
     proxies: tuple[str, ...] = ()
+    combine: Literal["columns", "ranks"] = "columns"
     coverage: Fraction = 0.9  # of the prediction intervals
+
+
+class TransferConfig(Section):
+    """How the predictor of mixed accuracy builds on the fp32 one."""
+
+    mode: str = "auto"  # auto, residual, feature, warm, multitask
 
 
 class CostConfig(Section):
@@ -185,6 +207,7 @@ class Config(Section):
     supernet: SupernetConfig = Field(default_factory=SupernetConfig)
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
     cost: CostConfig = Field(default_factory=CostConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)

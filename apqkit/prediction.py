@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 
 from apqkit.cost.network import NetworkCost
 from apqkit.quant.noise import gaussian_noise
@@ -126,27 +125,42 @@ def fit_fp32(name: str, rows: Rows, *, coverage: float, seed: int) -> AccuracyMo
         UnknownNameError: No predictor of that name.
     """
     predictor = _new_predictor(name, seed).fit(rows.features, rows.accuracy, groups=rows.groups)
-    settled = clone(getattr(predictor, "predictor_", predictor))  # what "auto" settled on
-    predicted = out_of_fold(settled, rows.features, rows.accuracy, rows.groups)
+    predicted = getattr(predictor, "out_of_fold_", None)  # "auto" has them from its own choice
+    if predicted is None:
+        predicted = out_of_fold(predictor, rows.features, rows.accuracy, rows.groups)
     width = _half_width(rows.accuracy - predicted, coverage)
     return AccuracyModel(predictor, predicted, width)
 
 
 def fit_mixed(
-    base: AccuracyModel | None, rows: Rows, *, name: str, coverage: float, seed: int
+    base: AccuracyModel | None,
+    rows: Rows,
+    *,
+    name: str,
+    coverage: float,
+    seed: int,
+    mode: str = "auto",
+    base_rows: Rows | None = None,
 ) -> AccuracyModel:
     """Fits the predictor of mixed precision, transferred from the fp32 one.
 
     Args:
         base: The fp32 predictor, or None to learn from scratch.
-        name: Of :data:`predictors.PREDICTORS`, for the difference to the base; "auto" takes the
-            blend, since choosing inside of folds inside of folds would take minutes.
         rows: Mixed samples; the columns of the base come first.
+        name: Of :data:`predictors.PREDICTORS`, for what is learned beyond the base; "auto" takes
+            what :class:`predictors.TransferPredictor` takes by default.
         coverage: Of the interval.
         seed: Of the predictor.
+        mode: Of :data:`predictors.TRANSFER_MODES`.
+        base_rows: What the base was fitted on, for the modes that read it.
     """
-    residual = _new_predictor("blend" if name == "auto" else name, seed)
-    predictor = TransferPredictor(None if base is None else base.predictor, residual)
+    predictor = TransferPredictor(
+        None if base is None else base.predictor,
+        None if name == "auto" else _new_predictor(name, seed),
+        mode=mode,
+        base_rows=None if base_rows is None else (base_rows.features, base_rows.accuracy),
+        random_state=seed,
+    )
     predictor.fit(rows.features, rows.accuracy, groups=rows.groups)
     predicted = predictor.out_of_fold_
     width = _half_width(rows.accuracy - predicted, coverage)
@@ -201,7 +215,8 @@ def _half_width(residuals: FloatArray, coverage: float) -> float:
 
 def _new_predictor(name: str, seed: int) -> Any:
     kind = lookup(PREDICTORS, name, "predictor")
-    return kind() if name == "ridge" else kind(random_state=seed)
+    takes_seed = "random_state" in kind().get_params()
+    return kind(random_state=seed) if takes_seed else kind()
 
 
 def _noise(dim: Dim, space: Space) -> FloatArray:

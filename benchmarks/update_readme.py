@@ -353,6 +353,101 @@ def _tables() -> str:
     )
 
 
+def _proxies() -> str:
+    return "\n".join([*_proxy_speed(), "", *_bit_settings(), "", *_proxy_ranks()])
+
+
+def _proxy_speed() -> list[str]:
+    speed = _result("proxy_speed")
+    ratios = {name: each["median"] for name, each in speed["ratios"].items()}
+    worst = max(speed["largest_relative_difference"]["float64"].values())
+    return [
+        "Eight classic measures (grad_norm, snip, grasp, fisher, plain, jacov, synflow, l2_norm) "
+        f"of a network of NAS-Bench-201's size, batch {speed['batch']}: "
+        f"{ratios['eight: plain / session']:.1f} times as fast as passes of their own, the four "
+        f"from one gradient {ratios['four: plain / session']:.1f} times; all but grasp take "
+        f"{ratios['without grasp: session / forward and backward']:.1f} times one forward and "
+        f"backward pass. Largest relative difference to plain float64 code: {worst:.0e}. "
+        + _source("proxy_speed.py", "proxy_speed"),
+    ]
+
+
+_BIT_SCORES = {
+    "kl": "KL of the outputs, a forward pass for each layer and format",
+    "taylor": "gradients times errors",
+    "qe": "quantization entropy",
+    "weight_relative_mse": "relative errors of the weights",
+    "hawq_v2": "HAWQ-V2",
+    "ompq": "OMPQ",
+    "bit_sum": "sum of bits",
+    "size_kib": "size",
+    "bops": "bit operations",
+}
+
+
+def _bit_settings() -> list[str]:
+    mq = _result("mq_bench")
+    first, second = "fashion-mnist, plain: held out", "fashion-mnist, inverted_residual"
+    rows = [
+        (label, *(_rho(mq["by_hand"][name][each]) for each in (first, second)))
+        for name, label in _BIT_SCORES.items()
+    ]
+    rows.append(("evolved, fittest seed", *(_rho(mq["winner"][each]) for each in (first, second))))
+    spread = [[each[where]["rho"] for each in mq["evolved"]] for where in (first, second)]
+    seeds = f"evolved, {len(mq['evolved'])} seeds"
+    rows.append((seeds, *(f"{min(each):.3f} to {max(each):.3f}" for each in spread)))
+    return [
+        "Per-layer weight bits {2, 3, 4, 8} of two small networks trained on Fashion-MNIST, "
+        "quantized after training, accuracy on 5,000 images; Spearman with 95 % intervals. "
+        f"Formulas evolved on {mq['sets']['fashion-mnist, plain: training']['settings']} settings "
+        f"of the first network, {mq['programs']:,} programs each. They beat the scores that need "
+        "no passes of their own on held-out settings of that network, which does not carry over "
+        "to the other one; they do not beat the KL divergence, which sees the outputs:",
+        "",
+        _table(("score", "first network, 500 held out", "second network, 1,000"), rows),
+        "",
+        _source("mq_bench.py score", "mq_bench"),
+    ]
+
+
+def _rho(found: Figures) -> str:
+    return f"{found['rho']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _proxy_ranks() -> list[str]:
+    ranks = _result("proxy_rank")
+    single = ranks["zero_samples"]["published, all cells"]
+    rows = [(name, f"{each['tau']['value']:.3f}") for name, each in single.items()]
+    gains = [
+        f"{each['cells and proxies']['tau']:.3f} against {each['cells']['tau']:.3f} at {size} "
+        f"({_gain(each['cells and proxies']['gain'])})"
+        for size, each in ranks["columns"].items()
+    ]
+    layers = [
+        f"{each['ParZC, layers by place']['tau']:.3f} against "
+        f"{each['extra trees, layers by place']['tau']:.3f} at {size}"
+        for size, each in ranks["layers"].items()
+    ]
+    return [
+        f"NAS-Bench-201, {ranks['cells']:,} cells, validation accuracy on CIFAR-10. Tau without a "
+        "single measured network:",
+        "",
+        _table(("proxy", "tau"), rows),
+        "",
+        "Proxies as columns of the default predictor, tau over 20 seeds: "
+        + "; ".join(gains)
+        + f". ParZC and extra trees on the same statistics by layer, {ranks['measured_cells']} "
+        "cells, 10 seeds: "
+        + "; ".join(layers)
+        + ". "
+        + _source("proxy_rank.py --data DIR", "proxy_rank"),
+    ]
+
+
+def _gain(found: Figures) -> str:
+    return f"gain {found['mean']:.3f}, {found['low']:.3f} to {found['high']:.3f}"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "digits": _front,
     "jobs": _jobs,
@@ -363,6 +458,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "ptq_qat": _ptq_qat,
     "lut": _lut,
     "tables": _tables,
+    "proxies": _proxies,
 }
 """Every marked section of the README and what renders it."""
 

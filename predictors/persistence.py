@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 
 from predictors.table import PREDICTORS
-from predictors.transfer import TransferPredictor
+from predictors.transfer import ColumnReader, FewRowsPredictor, TransferPredictor
 from predictors.validation import group_labels
 
 __all__ = ["load_predictor", "save_predictor"]
@@ -25,6 +26,7 @@ _HEADER = "predictor.json"
 _ROWS = "rows.npz"
 _BASE = "base"
 _TRANSFER = "transfer"
+_PARTS: dict[str, type] = {"few_rows": FewRowsPredictor, "column": ColumnReader}
 _CHECKED_ROWS = 16
 _TOLERANCE = 1e-6
 _CURE = "fit and save it again"
@@ -47,20 +49,22 @@ def save_predictor(
         X: (n, d) the rows it was fitted on.
         y: (n,) their targets.
         groups: (n,) their groups.
-        base_rows: X, y and groups that the base of a transfer was fitted on.
+        base_rows: X, y and groups that the base of a transfer was fitted on; a
+            :class:`ColumnReader` needs none.
 
     Raises:
         ValueError: The predictor's class is not in the table, or a base comes without its rows.
     """
-    base = predictor.base if isinstance(predictor, TransferPredictor) else None
+    base = _base_of(predictor)
     described = _described(predictor)
-    if base is not None:
+    if base is not None and not isinstance(base, ColumnReader):
         if base_rows is None:
             raise ValueError("a transfer predictor with a base needs base_rows to be saved")
         save_predictor(folder / _BASE, base, *base_rows)
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, X=X, y=y, groups=group_labels(len(y), groups))
+    arrays: dict[str, Any] = {"X": X, "y": y, "groups": group_labels(len(y), groups)}
+    np.savez_compressed(buffer, **arrays, **_rows_of_base(predictor))
     (folder / _ROWS).write_bytes(buffer.getvalue())
     header = {
         **described,
@@ -82,7 +86,7 @@ def load_predictor(folder: Path) -> Any:
     header, rows = _read(folder)
     base = load_predictor(folder / _BASE) if header.get("has_base") else None
     try:
-        predictor = _made(header, base)
+        predictor = _made(header, base, rows)
         predictor.fit(rows["X"], rows["y"], groups=rows["groups"])
         expected = np.array(header["check"], dtype=np.float64)
         found = predictor.predict(rows["X"][:_CHECKED_ROWS])
@@ -114,7 +118,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         raise ValueError(f"{folder / _ROWS} is not what {_HEADER} was saved with: {_CURE}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return header, {name: archive[name] for name in ("X", "y", "groups")}
+            names = ["X", "y", "groups", *({"base_X", "base_y"} & set(archive.files))]
+            return header, {name: archive[name] for name in names}
     except Exception as fault:  # noqa: BLE001 - an archive can be wrong in many ways
         raise _damaged(folder / _ROWS, fault) from None
 
@@ -124,32 +129,49 @@ def _damaged(path: Path, fault: Exception) -> ValueError:
     return ValueError(f"{path} is missing or damaged ({reason}): {_CURE}")
 
 
+def _base_of(predictor: Any) -> Any:
+    """Returns the base of a transfer as it was before freezing, or None."""
+    base = predictor.base if isinstance(predictor, TransferPredictor) else None
+    return base.estimator if isinstance(base, FrozenEstimator) else base
+
+
+def _rows_of_base(predictor: Any) -> dict[str, Any]:
+    """Returns the rows of a base that the transfer itself reads."""
+    rows = predictor.base_rows if isinstance(predictor, TransferPredictor) else None
+    return {} if rows is None else {"base_X": rows[0], "base_y": rows[1]}
+
+
 def _described(predictor: Any) -> dict[str, Any]:
-    """Returns name and parameters, without a base."""
+    """Returns name and parameters, without a base that has files of its own."""
     params = predictor.get_params(deep=False)
     if not isinstance(predictor, TransferPredictor):
-        for name, kind in PREDICTORS.items():
+        for name, kind in (PREDICTORS | _PARTS).items():
             if type(predictor) is kind:
                 return {"name": name, "params": params}
         raise ValueError(f"{type(predictor).__name__} is not in PREDICTORS, so it cannot be saved")
-    base, residual = params.pop("base"), params.pop("residual")
-    params["residual"] = None if residual is None else _described(residual)
+    base, learner = _base_of(predictor), params.pop("learner")
+    del params["base"], params["base_rows"]
+    params["learner"] = None if learner is None else _described(learner)
+    if isinstance(base, ColumnReader):
+        return {"name": _TRANSFER, "params": params, "reader": _described(base)}
     return {"name": _TRANSFER, "params": params, "has_base": base is not None}
 
 
-def _made(described: dict[str, Any], base: Any) -> Any:
+def _made(described: dict[str, Any], base: Any, rows: dict[str, NDArray[Any]]) -> Any:
     """Returns the unfitted predictor that was described."""
     name = described["name"]
     params: dict[str, Any]
     params = {k: tuple(v) if isinstance(v, list) else v for k, v in described["params"].items()}
     if name == _TRANSFER:
-        residual = params.pop("residual")
-        residual = None if residual is None else _made(residual, None)
-        return TransferPredictor(base, residual, **params)
-    if name not in PREDICTORS:
+        learner, reader = params.pop("learner"), described.get("reader")
+        learner = None if learner is None else _made(learner, None, {})
+        base = base if reader is None else _made(reader, None, {})
+        base_rows = (rows["base_X"], rows["base_y"]) if "base_X" in rows else None
+        return TransferPredictor(base, learner, base_rows=base_rows, **params)
+    if name not in PREDICTORS | _PARTS:
         known = ", ".join([*PREDICTORS, _TRANSFER])
         raise ValueError(f"no predictor named {name!r}; there are: {known}")
-    return PREDICTORS[name](**params)
+    return (PREDICTORS | _PARTS)[name](**params)
 
 
 def _plain(value: Any) -> Any:

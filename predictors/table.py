@@ -2,9 +2,15 @@
 
 from predictors.regressors import (
     AutoPredictor,
+    BayesianRidgePredictor,
     BlendPredictor,
     BoostedTreesPredictor,
     ExtraTreesPredictor,
+    GaussianProcessPredictor,
+    MLPPredictor,
+    ParZCPredictor,
+    RandomForestPredictor,
+    RankAveragePredictor,
     RidgePredictor,
 )
 
@@ -15,6 +21,12 @@ PREDICTORS: dict[str, type] = {
     "ridge": RidgePredictor,
     "extra_trees": ExtraTreesPredictor,
     "blend": BlendPredictor,
+    "bayesian_ridge": BayesianRidgePredictor,
+    "gaussian_process": GaussianProcessPredictor,
+    "random_forest": RandomForestPredictor,
+    "rank_average": RankAveragePredictor,
     "boosted_trees": BoostedTreesPredictor,
+    "mlp": MLPPredictor,
+    "parzc": ParZCPredictor,
 }
 """Estimator classes by the name that ``predictor.name`` takes; a plug-in adds to this dict."""

@@ -12,7 +12,7 @@ from apqkit.formats import space_format
 from apqkit.registry import lookup
 from apqkit.search.strategies import STRATEGIES
 from apqkit.search.study import check_storage
-from predictors import PREDICTORS
+from predictors import PREDICTORS, TRANSFER_MODES
 from predictors.zerocost import PROXIES
 
 __all__ = ["check_machine", "check_names"]
@@ -23,7 +23,8 @@ def check_names(config: Config) -> None:
 
     Raises:
         UnknownNameError: A name is in no table.
-        ConfigError: A format is named with its sign.
+        ConfigError: A format is named with its sign, or samples are asked for of one kind only, or
+            there is no such way of transfer.
         CostError: There is no such device.
     """
     space = config.space
@@ -32,9 +33,20 @@ def check_names(config: Config) -> None:
     lookup(DATASETS, config.data.name, "data set")
     find_device(config.cost.device)
     lookup(PREDICTORS, config.predictor.name, "predictor")
+    if config.transfer.mode not in TRANSFER_MODES:
+        raise ConfigError(
+            f"transfer.mode must be one of {', '.join(TRANSFER_MODES)}, "
+            f"got {config.transfer.mode!r}"
+        )
     for name in config.predictor.proxies:
         lookup(PROXIES, name, "proxy")
     lookup(STRATEGIES, config.search.strategy, "search strategy")
+    samples = config.samples
+    if bool(samples.fp32) != bool(samples.mixed):
+        raise ConfigError(
+            "samples.fp32 and samples.mixed must both be 0, so that proxies alone propose, or "
+            f"both be at least 8, got {samples.fp32} and {samples.mixed}"
+        )
 
 
 def check_machine(config: Config, stages: Collection[str]) -> None:

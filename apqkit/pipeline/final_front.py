@@ -68,15 +68,16 @@ def rounds_report(context: RunContext, trials: Sequence[MeasuredTrial]) -> list[
     report = []
     for number in sorted(set(numbers.tolist())):
         rows = [each for each in trials if each.round_number == number]
-        errors = np.array([each.accuracy - each.predicted for each in rows])
-        inside = [each.predicted_low <= each.accuracy <= each.predicted_high for each in rows]
+        guessed = [each for each in rows if np.isfinite(each.predicted)]
+        errors = np.array([each.accuracy - each.predicted for each in guessed])
+        inside = [each.predicted_low <= each.accuracy <= each.predicted_high for each in guessed]
         report.append(
             {
                 "round": number,
                 "measured": len(rows),
-                "bias": float(errors.mean()),
-                "rmse": float(np.sqrt(np.mean(errors**2))),
-                "share_inside_interval": float(np.mean(inside)),
+                "bias": float(errors.mean()) if guessed else None,
+                "rmse": float(np.sqrt(np.mean(errors**2))) if guessed else None,
+                "share_inside_interval": float(np.mean(inside)) if guessed else None,
                 "hypervolume": _hypervolume(losses, feasible & (numbers <= number)),
             }
         )

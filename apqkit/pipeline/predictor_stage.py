@@ -18,8 +18,10 @@ from apqkit.pipeline.ranking import (
     measured_samples,
     mixed_rows,
     proxy_gain,
+    reordered,
 )
 from apqkit.pipeline.samples_stage import read_samples
+from apqkit.pipeline.zero_samples import ProxyRanking, write_sensitivities
 from apqkit.prediction import AccuracyModel, Rows, score_rows
 from apqkit.run import write_json
 from apqkit.sampling import same_architecture
@@ -36,7 +38,14 @@ _CURVE_REPEATS = 3
 
 
 def run_predictor_stage(context: RunContext, folder: Path) -> None:
-    """Fits and scores the predictors and decides which proxies help."""
+    """Fits and scores the predictors and decides which proxies help.
+
+    Without samples there is nothing to fit: what formats do to layers is measured instead.
+    """
+    write_sensitivities(context)
+    if not context.config.samples.fp32:
+        _prepare_proxies(context, folder)
+        return
     with context.progress.task("predictor", 4) as advance:
         base = fit_base(context)
         advance(1)
@@ -45,17 +54,25 @@ def run_predictor_stage(context: RunContext, folder: Path) -> None:
         write_json(folder / DECISION_FILE, decision)
         advance(1)
         ranking = Ranking.fitted(context, base, mixed, decision["used"])
-        write_json(folder / SCORES_FILE, _scores(context, ranking, mixed))
+        write_json(folder / SCORES_FILE, _scores(context, base, ranking, mixed))
         advance(1)
         write_json(folder / CURVE_FILE, _learning_curve(context, base, mixed))
         advance(1)
-    _save(context, folder, ranking, mixed)
+    _save(context, folder, base, ranking.quick)
+
+
+def _prepare_proxies(context: RunContext, folder: Path) -> None:
+    used = list(context.config.predictor.proxies)
+    write_json(folder / DECISION_FILE, {"used": used, "tried": {}})
+    write_json(folder / SCORES_FILE, {})
+    write_json(folder / CURVE_FILE, [])
 
 
 def _choose_proxies(context: RunContext, base: AccuracyModel, mixed: Measured) -> dict[str, Any]:
     """Returns the proxies that lower the error out of fold by more than its standard error.
 
-    Each is tried alone; those that help must also help together, else the best one is kept.
+    Each is tried alone; those that help must also help together, else the best one is kept. Where
+    they are combined by rank, all are used.
     """
     without = Ranking.fitted(context, base, mixed, ()).quick
     names = context.config.predictor.proxies
@@ -67,7 +84,9 @@ def _choose_proxies(context: RunContext, base: AccuracyModel, mixed: Measured) -
 
     gains = {name: gain_of([name]) for name in names}
     used = [name for name, (gain, error) in gains.items() if gain > error]
-    if len(used) > 1:
+    if context.config.predictor.combine == "ranks":
+        used = list(names)
+    elif len(used) > 1:
         gain, error = gain_of(used)
         best = max(used, key=lambda name: gains[name][0])
         used = used if gain > max(error, gains[best][0]) else [best]
@@ -101,7 +120,9 @@ def _proxy_verdict(name: str, tried: Mapping[str, Any], used: Sequence[str], row
     return verdict + found + ("; it adds nothing to those kept" if redundant else "")
 
 
-def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str, Any]:
+def _scores(
+    context: RunContext, base: AccuracyModel, ranking: Ranking, mixed: Measured
+) -> dict[str, Any]:
     fp32 = fp32_rows(context)
     fp32_picks = measured_samples(context, "fp32").picks
     rows = mixed_rows(context, mixed)
@@ -110,14 +131,22 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
     predictions = {
         "transferred": ranking.quick.out_of_fold,
         "from scratch": scratch.out_of_fold,
-        "fp32 predictor alone": ranking.fp32_accuracy(mixed.picks),
+        "fp32 predictor alone": ranking.fp32_score(mixed.picks),
     }
     counts = _counts(context, mixed.picks, ("bops", "macs", "params"))
+    counts["proxies alone, no samples"] = np.exp(
+        ProxyRanking(context, ()).quick_score(mixed.picks)
+    )
     if ranking.full is not None:
         predictions = {"transferred with proxies": ranking.full.out_of_fold, **predictions}
+    names = context.config.predictor.proxies
+    if names:
+        columns = context.proxies.columns(mixed.picks, names)
+        by_rank = _reordered(ranking.quick.out_of_fold, names, columns)
+        predictions["transferred and proxies by rank"] = by_rank
     kept = np.isfinite(np.stack(list(predictions.values()))).all(axis=0)
     kept_rows = Rows(rows.features[kept], rows.accuracy[kept], rows.groups[kept])
-    chosen = getattr(ranking.base.predictor, "chosen_", context.config.predictor.name)
+    chosen = getattr(base.predictor, "chosen_", context.config.predictor.name)
     return {
         "split": "5 folds, grouped by architecture, predictions out of fold; "
         f"{int(seen.sum())} mixed rows have an architecture that the fp32 predictor saw; "
@@ -129,7 +158,7 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
             "predictor": chosen,
             "scores": score_rows(
                 fp32,
-                {"predictor": ranking.base.out_of_fold},
+                {"predictor": base.out_of_fold},
                 _counts(context, fp32_picks, ("macs", "params")),
             ),
         },
@@ -144,6 +173,14 @@ def _scores(context: RunContext, ranking: Ranking, mixed: Measured) -> dict[str,
             ),
         },
     }
+
+
+def _reordered(predicted: FloatArray, names: Sequence[str], columns: FloatArray) -> FloatArray:
+    """Returns predictions reordered by proxies, NaN where there is no prediction."""
+    known = np.isfinite(predicted)
+    result = np.full(len(predicted), np.nan)
+    result[known] = reordered(predicted[known], names, columns[known])
+    return result
 
 
 def _counts(context: RunContext, picks: IntArray, names: tuple[str, ...]) -> dict[str, FloatArray]:
@@ -183,14 +220,13 @@ def _learning_curve(
     return curve
 
 
-def _save(context: RunContext, folder: Path, ranking: Ranking, mixed: Measured) -> None:
-    fp32, rows = fp32_rows(context), mixed_rows(context, mixed)
-    save_predictor(
-        folder / "fp32", ranking.base.predictor, fp32.features, fp32.accuracy, fp32.groups
-    )
+def _save(context: RunContext, folder: Path, base: AccuracyModel, mixed: AccuracyModel) -> None:
+    fp32 = fp32_rows(context)
+    rows = mixed_rows(context, measured_samples(context, "mixed"))
+    save_predictor(folder / "fp32", base.predictor, fp32.features, fp32.accuracy, fp32.groups)
     save_predictor(
         folder / "mixed",
-        ranking.quick.predictor,
+        mixed.predictor,
         rows.features,
         rows.accuracy,
         rows.groups,

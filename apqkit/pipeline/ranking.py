@@ -16,7 +16,9 @@ from apqkit.pipeline.samples_stage import read_samples
 from apqkit.prediction import AccuracyModel, Rows, architecture_groups, fit_fp32, fit_mixed
 from apqkit.sampling import sample_picks
 from apqkit.types import FloatArray, IntArray
+from predictors import mean_rank
 from predictors.regressors import to_link
+from predictors.zerocost import PROXIES
 
 __all__ = [
     "Measured",
@@ -28,6 +30,7 @@ __all__ = [
     "measured_samples",
     "mixed_rows",
     "proxy_gain",
+    "reordered",
 ]
 
 
@@ -56,14 +59,14 @@ class Ranking:
 
     Attributes:
         context: The run.
-        base: The fp32 predictor.
+        base: The fp32 predictor; None where there are no fp32 samples.
         quick: Reads columns that follow from picks.
-        full: Also reads proxies; None if they do not help.
-        proxies: Proxies whose columns it reads.
+        full: Also reads proxies as columns; None if they do not help or are combined by rank.
+        proxies: Proxies that it reads, or that have a say by rank.
     """
 
     context: RunContext
-    base: AccuracyModel
+    base: AccuracyModel | None
     quick: AccuracyModel
     full: AccuracyModel | None
     proxies: tuple[str, ...]
@@ -72,7 +75,7 @@ class Ranking:
     def fitted(
         cls,
         context: RunContext,
-        base: AccuracyModel,
+        base: AccuracyModel | None,
         measured: Measured,
         proxies: Sequence[str],
     ) -> "Ranking":
@@ -80,13 +83,14 @@ class Ranking:
 
         Args:
             context: The run.
-            base: The fp32 predictor.
+            base: The fp32 predictor; None learns from scratch.
             measured: Mixed samples and what the search has measured.
             proxies: Proxies that the full predictor reads; without any there is none.
         """
         rows = mixed_rows(context, measured)
         quick = fit_rows(context, base, rows)
-        full = fit_with_proxies(context, base, measured, proxies) if proxies else None
+        as_columns = proxies and context.config.predictor.combine == "columns"
+        full = fit_with_proxies(context, base, measured, proxies) if as_columns else None
         return cls(context, base, quick, full, tuple(proxies))
 
     @property
@@ -94,21 +98,33 @@ class Ranking:
         """Half-width of the prediction interval."""
         return (self.full or self.quick).half_width
 
-    def quick_accuracy(self, picks: IntArray) -> FloatArray:
+    @property
+    def reads_proxies(self) -> bool:
+        """Whether :meth:`score` needs the subnets."""
+        return bool(self.proxies)
+
+    def quick_score(self, picks: IntArray) -> FloatArray:
         """(n,) predicted accuracy, fast."""
         return self.quick.predict(self.context.features.mixed(picks))
 
-    def accuracy(self, picks: IntArray) -> FloatArray:
-        """(n,) predicted accuracy, with proxies if they help."""
+    def score(self, picks: IntArray) -> FloatArray:
+        """(n,) predicted accuracy, with proxies as columns or reordered by them."""
         features = self.context.features.mixed(picks)
-        if self.full is None:
+        if not self.proxies:
             return self.quick.predict(features)
-        return self.full.predict(
-            np.hstack([features, self.context.proxies.columns(picks, self.proxies)])
-        )
+        columns = self.context.proxies.columns(picks, self.proxies)
+        if self.full is None:
+            return reordered(self.quick.predict(features), self.proxies, columns)
+        return self.full.predict(np.hstack([features, columns]))
 
-    def fp32_accuracy(self, picks: IntArray) -> FloatArray:
+    def predicted(self, picks: IntArray) -> FloatArray:
+        """(n,) predicted accuracy: here the score itself."""
+        return self.score(picks)
+
+    def fp32_score(self, picks: IntArray) -> FloatArray:
         """(n,) predicted accuracy of the architectures in fp32."""
+        if self.base is None:
+            raise ValueError("there is no fp32 predictor")
         return self.base.predict(self.context.features.fp32(picks))
 
 
@@ -134,14 +150,21 @@ def measured_samples(context: RunContext, kind: str) -> Measured:
 
 def fit_rows(context: RunContext, base: AccuracyModel | None, rows: Rows) -> AccuracyModel:
     """Fits a predictor of mixed accuracy; without a base it learns from scratch."""
-    settings = context.config.predictor
+    settings, mode = context.config.predictor, context.config.transfer.mode
+    reads_base_rows = base is not None and mode in ("multitask", "warm")
     return fit_mixed(
-        base, rows, name=settings.name, coverage=settings.coverage, seed=context.config.seed
+        base,
+        rows,
+        name=settings.name,
+        coverage=settings.coverage,
+        seed=context.config.seed,
+        mode=mode,
+        base_rows=fp32_rows(context) if reads_base_rows else None,
     )
 
 
 def fit_with_proxies(
-    context: RunContext, base: AccuracyModel, measured: Measured, proxies: Sequence[str]
+    context: RunContext, base: AccuracyModel | None, measured: Measured, proxies: Sequence[str]
 ) -> AccuracyModel:
     """Fits a predictor of mixed accuracy that also reads proxy columns."""
     rows = mixed_rows(context, measured)
@@ -154,6 +177,21 @@ def fit_base(context: RunContext) -> AccuracyModel:
     settings = context.config.predictor
     rows = fp32_rows(context)
     return fit_fp32(settings.name, rows, coverage=settings.coverage, seed=context.config.seed)
+
+
+def reordered(predicted: FloatArray, proxies: Sequence[str], columns: FloatArray) -> FloatArray:
+    """Returns predicted accuracies (n,) dealt out anew in the order of the mean rank.
+
+    Args:
+        predicted: (n,) of a predictor, which has one say.
+        proxies: Names; each has one too, in the direction that it declares.
+        columns: (n, p) their scores.
+    """
+    signs = [1.0 if PROXIES[name].direction == "up" else -1.0 for name in proxies]
+    order = mean_rank(np.hstack([predicted[:, None], columns * signs]))
+    dealt = np.empty(len(predicted))
+    dealt[np.argsort(order, kind="stable")] = np.sort(predicted)
+    return dealt
 
 
 def proxy_gain(

@@ -27,7 +27,11 @@ _STREAMS: dict[Kind, int] = {"fp32": 11, "mixed": 12}
 def run_samples_stage(context: RunContext, folder: Path) -> None:
     """Measures the samples that are missing and compares their spread with the noise."""
     samples = context.config.samples
-    noise = {}
+    noise: dict[str, dict[str, float]] = {}
+    if not samples.fp32:
+        context.say("no samples: proxies alone propose the first candidates")
+        write_json(folder / NOISE_FILE, noise)
+        return
     fp32_picks = None
     for kind, count in (("fp32", samples.fp32), ("mixed", samples.mixed)):
         collected = _collect(context, folder, kind, count, fp32_picks)  # type: ignore[arg-type]
@@ -41,7 +45,9 @@ def run_samples_stage(context: RunContext, folder: Path) -> None:
 
 
 def read_samples(context: RunContext, kind: Kind) -> list[Sample]:
-    """Returns the samples of one kind from the run's file."""
+    """Returns the samples of one kind from the run's file; none where none are asked for."""
+    if not getattr(context.config.samples, kind):
+        return []
     path = context.run.path / "samples" / f"{kind}.jsonl"
     cure = "use --redo samples"
     return [sample_of_json(row, path, cure) for row in read_lines(path, cure)]

@@ -18,7 +18,8 @@ from apqkit.pipeline.final_front import (
     rounds_report,
 )
 from apqkit.pipeline.predictor_stage import DECISION_FILE
-from apqkit.pipeline.ranking import Ranking, fit_base, measured_samples
+from apqkit.pipeline.ranking import Measured, Ranking, fit_base, measured_samples
+from apqkit.pipeline.zero_samples import ProxyRanking
 from apqkit.registry import lookup
 from apqkit.run import write_atomically, write_json
 from apqkit.search.pareto import pick_diverse
@@ -48,6 +49,7 @@ ESTIMATED_FILE = "estimated_layers.json"
 _KNEE_FILE = "knee.json"
 _STUDY_FILE = "study.json"
 _ROUND_STREAM = 31
+_LEAST_ROWS = 10  # measured candidates from which a predictor is learned
 _SHORTLIST = 3  # candidates that proxies re-rank for each one that is measured
 
 
@@ -83,7 +85,8 @@ class _Search:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._config = context.config.search
-        self._base = fit_base(context)
+        samples = context.config.samples
+        self._base = fit_base(context) if samples.fp32 else None
         self._samples = measured_samples(context, "mixed")
         decision_path = context.run.path / "predictor" / DECISION_FILE
         decision = json.loads(decision_path.read_text(encoding="utf-8"))
@@ -109,21 +112,22 @@ class _Search:
         """Proposes the candidates of a round from what earlier rounds measured."""
         rng = np.random.default_rng([self._context.config.seed, _ROUND_STREAM, number])
         known, measured = self._known(trials)
-        ranking = Ranking.fitted(
-            self._context,
-            self._base,
-            self._samples.joined(known.picks, measured),
-            self._proxies,
-        )
+        ranking = self._ranking(self._samples.joined(known.picks, measured))
         proposal = self._propose(number, quota, ranking, known, rng)
         candidates = self._context.space.describe(proposal.picks)
         return RoundPlan(
             proposal=proposal,
             keys=[candidate_key(each) for each in candidates],
-            predicted=ranking.accuracy(proposal.picks),
+            predicted=ranking.predicted(proposal.picks),
             half_width=ranking.half_width,
             costs=self._context.costs(proposal.picks),
         )
+
+    def _ranking(self, measured: Measured) -> Ranking | ProxyRanking:
+        """Fits the predictors; without enough measured candidates proxies alone must do."""
+        if self._base is None and len(measured.accuracy) < _LEAST_ROWS:
+            return ProxyRanking(self._context, self._proxies)
+        return Ranking.fitted(self._context, self._base, measured, self._proxies)
 
     def measure(self, picks: IntArray) -> tuple[float, dict[str, float]]:
         """Returns validation accuracy of one candidate (k,), whole and in parts."""
@@ -135,7 +139,7 @@ class _Search:
         self,
         number: int,
         quota: int,
-        ranking: Ranking,
+        ranking: Ranking | ProxyRanking,
         known: Known,
         rng: np.random.Generator,
     ) -> Proposal:
@@ -149,10 +153,10 @@ class _Search:
             if missing <= 0:
                 return seeds
             return seeds.joined(propose(problem, known.with_picks(seeds.picks), missing, rng))
-        if ranking.full is None:
+        if not ranking.reads_proxies:
             return propose(problem, known, quota, rng)
         proposal = propose(problem, known, _SHORTLIST * quota, rng)
-        full = replace(problem, score=self._scorer(ranking.accuracy))
+        full = replace(problem, score=self._scorer(ranking.score))
         losses, violations = full.judged(proposal.picks)
         feasible = np.flatnonzero(violations <= 0)
         if len(feasible) >= quota:
@@ -162,10 +166,14 @@ class _Search:
         return Proposal(proposal.picks[chosen], tuple(proposal.origins[i] for i in chosen))
 
     def _seeds(
-        self, problem: Problem, ranking: Ranking, quota: int, rng: np.random.Generator
+        self,
+        problem: Problem,
+        ranking: Ranking | ProxyRanking,
+        quota: int,
+        rng: np.random.Generator,
     ) -> Proposal:
         def fp32_score(picks: IntArray) -> dict[str, FloatArray]:
-            accuracy = ranking.fp32_accuracy(picks)
+            accuracy = ranking.fp32_score(picks)
             return {**self._context.quick_costs(picks), "accuracy": accuracy}
 
         fp32_problem = replace(
@@ -181,12 +189,12 @@ class _Search:
         names = preferred or shared[:2] or [space.weight_formats[-1]]
         return [(name, name) for name in names]
 
-    def _problem(self, ranking: Ranking) -> Problem:
+    def _problem(self, ranking: Ranking | ProxyRanking) -> Problem:
         config = self._config
         settings = SearchSettings(config.population, config.generations)
         return Problem(
             self._context.space,
-            self._scorer(ranking.quick_accuracy),
+            self._scorer(ranking.quick_score),
             config.objectives,
             config.limits,
             settings,

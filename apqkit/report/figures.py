@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from apqkit.formats import FORMATS
 from apqkit.report.data import LayerView, ReportData
 
-__all__ = ["FIGURES"]
+__all__ = ["FIGURES", "figures_of"]
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#3366aa", "#e07b00", "#2e8b57", "#b03030", "#9aa0a6"
 _BITS_COLOURS = {
@@ -97,7 +97,7 @@ def predicted_measured(data: ReportData) -> Figure:
         rows.predicted, rows.accuracy, xerr=errors, fmt="none", ecolor="#d0d4da", lw=0.8, zorder=1
     )
     points = axes.scatter(rows.predicted, rows.accuracy, c=data.round_of, cmap="viridis", s=16)
-    low, high = (f([*rows.predicted, *rows.accuracy]) for f in (min, max))
+    low, high = (f([*rows.predicted, *rows.accuracy]) for f in (np.nanmin, np.nanmax))
     axes.plot([low, high], [low, high], color=_GREY, lw=1)
     figure.colorbar(points, ax=axes, label="round", ticks=sorted(set(data.round_of)))
     axes.set_xlabel("predicted accuracy, with its interval")
@@ -133,7 +133,7 @@ def search_history(data: ReportData) -> Figure:
     """What each round added to the front, and how well it was predicted."""
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rounds = pd.DataFrame(list(data.rounds))
+    rounds = pd.DataFrame(list(data.rounds)).astype({"bias": float, "rmse": float})
     measured = rounds["measured"].cumsum()
     left.plot(measured, rounds["hypervolume"], "-o", color=_BLUE)
     left.set_xlabel("measured candidates")
@@ -250,6 +250,14 @@ FIGURES: dict[str, tuple[str, Callable[[ReportData], Figure]]] = {
     "stage_seconds": ("Time by stage", stage_seconds),
 }
 """Every figure by file name: its heading and the function that draws it."""
+
+_OF_SAMPLES = ("tau", "sample_spread")
+
+
+def figures_of(data: ReportData) -> dict[str, tuple[str, Callable[[ReportData], Figure]]]:
+    """Returns the figures that have something to show: those of samples only if there are any."""
+    sampled = any(len(values) for values in data.samples.values())
+    return {name: each for name, each in FIGURES.items() if sampled or name not in _OF_SAMPLES}
 
 
 def data_order(views: Sequence[LayerView], names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from apqkit.front import Evaluated
 from apqkit.report.data import ReportData
-from apqkit.report.figures import FIGURES
+from apqkit.report.figures import figures_of
 from apqkit.run import write_atomically
 
 __all__ = ["front_table", "write_report"]
@@ -48,7 +48,7 @@ _COLUMNS = {
 def write_report(data: ReportData, folder: Path) -> Path:
     """Writes index.html and figures/*.png into a folder and returns the page's path."""
     images = {}
-    for name, (_, draw) in FIGURES.items():
+    for name, (_, draw) in figures_of(data).items():
         buffer = io.BytesIO()
         draw(data).savefig(buffer, format="png", dpi=_DPI)
         images[name] = buffer.getvalue()
@@ -93,7 +93,7 @@ def _page(data: ReportData, images: Mapping[str, bytes]) -> str:
         _section("The front", _front_section(data)),
         *(
             _section(heading, _image(name, heading, images[name]) + _beside(name, data))
-            for name, (heading, _) in FIGURES.items()
+            for name, (heading, _) in figures_of(data).items()
         ),
         _section("Exported models", _exports(data)),
         _section("Finetuned members", _finetuned(data)),
@@ -228,6 +228,8 @@ def _table(frame: pd.DataFrame, highlight: str | None = None) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if not isinstance(value, float):
         return str(value)
     if value != value:

@@ -10,14 +10,21 @@ from apqkit.types import IntArray
 __all__ = ["optuna_nsga2"]
 
 _TRIALS_A_GENERATION = 50  # Optuna's bookkeeping takes milliseconds a trial
-_GENERATIONS = 20
+_GENERATIONS = 20  # unless a number of evaluations is asked for
 
 
-def optuna_nsga2(problem: Problem, seed: int) -> IntArray:
-    """(n, k) the candidates that Optuna's NSGAIISampler scored, in canonical form.
+def optuna_nsga2(problem: Problem, seed: int, *, evaluations: int | None = None) -> IntArray:
+    """(n, k) the candidates that Optuna's NSGAIISampler scored, in canonical form and in order.
 
     Every dim is suggested always: the sampler crosses over only parameters that all trials have.
+
+    Args:
+        problem: Space, scores, objectives and limits.
+        seed: Of the sampler.
+        evaluations: Trials; None for a thousand.
     """
+    if evaluations is None:
+        evaluations = _GENERATIONS * _TRIALS_A_GENERATION
     space = problem.space
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -30,8 +37,9 @@ def optuna_nsga2(problem: Problem, seed: int) -> IntArray:
             dim.name: CategoricalDistribution(list(range(len(dim.choices)))) for dim in space.dims
         }
         scored = []
-        for _ in range(_GENERATIONS):
-            trials = [study.ask(distributions) for _ in range(_TRIALS_A_GENERATION)]  # type: ignore[arg-type]
+        for start in range(0, evaluations, _TRIALS_A_GENERATION):
+            count = min(_TRIALS_A_GENERATION, evaluations - start)
+            trials = [study.ask(distributions) for _ in range(count)]  # type: ignore[arg-type]
             picks = np.array([[trial.params[dim.name] for dim in space.dims] for trial in trials])
             picks = space.repair(picks)
             losses, violations = problem.judged(picks)

@@ -3,6 +3,7 @@
 Functions here take losses: every objective is to be made small. NaN counts as infinitely bad.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,13 +13,18 @@ from apqkit.types import BoolArray, FloatArray, IntArray
 __all__ = [
     "constrained_ranks",
     "crowding",
+    "hypervolume",
     "hypervolume_2d",
     "knee",
     "losses_of",
+    "merged_front",
     "nondominated",
     "pick_diverse",
     "violations_of",
 ]
+
+_BLOCK = 512  # rows compared with all others at a time
+_POINTS = 16_384
 
 
 def losses_of(values: Mapping[str, FloatArray], objectives: Mapping[str, str]) -> FloatArray:
@@ -49,53 +55,180 @@ def nondominated(losses: FloatArray) -> BoolArray:
     losses = np.where(np.isnan(losses), np.inf, losses)
     order = np.lexsort((np.arange(count), *losses.T[::-1]))
     ordered = losses[order]
-    keeps = np.ones(count, dtype=bool)
-    if losses.shape[1] == 2:  # sorted by the first objective, the second must fall
+    if losses.shape[1] == 1:
+        keeps = np.arange(count) == 0
+    elif losses.shape[1] == 2:  # sorted by the first objective, the second must fall
+        keeps = np.ones(count, dtype=bool)
         best = np.minimum.accumulate(ordered[:, 1])
         keeps[1:] = ordered[1:, 1] < best[:-1]
     else:
-        row = 0
-        while row < count:
-            later = keeps[row + 1 :]
-            later &= ~(ordered[row + 1 :] >= ordered[row]).all(axis=1)
-            row += 1 + int(later.argmax()) if later.any() else count
+        keeps = _unbeaten_by_earlier(ordered)
     result = np.zeros(count, dtype=bool)
     result[order] = keeps & np.isfinite(ordered).all(axis=1)
     return result
+
+
+def _unbeaten_by_earlier(ordered: FloatArray) -> BoolArray:
+    """(n,) True for rows of a sorted array that no row before them equals or beats."""
+    keeps = np.ones(len(ordered), dtype=bool)
+    front = ordered[:0]
+    for start in range(0, len(ordered), _BLOCK):
+        block = ordered[start : start + _BLOCK]
+        beaten = _no_worse(front, block).any(axis=0)
+        beaten |= np.triu(_no_worse(block, block), 1).any(axis=0)
+        keeps[start : start + _BLOCK] = ~beaten
+        front = np.concatenate([front, block[~beaten]])
+    return keeps
+
+
+def _no_worse(rows: FloatArray, others: FloatArray) -> BoolArray:
+    """(i, j) True where row i is at most row j in every objective."""
+    result = np.ones((len(rows), len(others)), dtype=bool)
+    for own, other in zip(rows.T, others.T, strict=True):
+        result &= own[:, None] <= other
+    return result
+
+
+def merged_front(front: FloatArray, rows: FloatArray) -> tuple[BoolArray, BoolArray]:
+    """Returns which rows of a front (f, m) stay and which rows (n, m) join it.
+
+    Args:
+        front: Rows none of which beats another.
+        rows: Finite rows; of equal rows, and of one that the front has, the first counts.
+    """
+    joins = nondominated(rows)
+    chosen = np.flatnonzero(joins)
+    joins[chosen] = ~_no_worse(front, rows[chosen]).any(axis=0)
+    beaten = np.asarray(_no_worse(rows[joins], front).any(axis=0))
+    return ~beaten, joins
 
 
 def constrained_ranks(losses: FloatArray, violations: FloatArray) -> IntArray:
     """(n,) front numbers, 0 the best; the infeasible follow, ordered by their violation."""
     ranks = np.zeros(len(losses), dtype=np.int64)
     feasible = violations <= 0
-    left = np.flatnonzero(feasible)
-    rank = 0
-    while len(left):
-        best = nondominated(losses[left])
-        if not best.any():
-            best = np.ones(len(left), dtype=bool)  # nothing but NaN is left
-        ranks[left[best]] = rank
-        left = left[~best]
-        rank += 1
-    infeasible = np.flatnonzero(~feasible)
-    _, order = np.unique(violations[infeasible], return_inverse=True)
-    ranks[infeasible] = rank + order
+    ranks[feasible] = _ranks(losses[feasible])
+    next_rank = ranks[feasible].max(initial=-1) + 1
+    _, order = np.unique(violations[~feasible], return_inverse=True)
+    ranks[~feasible] = next_rank + order
     return ranks
 
 
-def crowding(losses: FloatArray) -> FloatArray:
-    """(n,) how far a row's neighbours are along each objective; the ends are infinitely far."""
-    distance = np.zeros(len(losses))
-    for column in losses.T:
-        order = np.argsort(column, kind="stable")
-        finite = column[np.isfinite(column)]
-        if len(finite) and np.ptp(finite) > 0:
-            worst = finite.max()
-            column = np.nan_to_num(column, nan=worst, posinf=worst, neginf=finite.min())
-            gaps = column[order[2:]] - column[order[:-2]]
-            distance[order[1:-1]] += gaps / np.ptp(finite)
-        distance[order[:1]] = distance[order[-1:]] = np.inf
+def _ranks(losses: FloatArray) -> IntArray:
+    """(n,) front numbers; rows that are not finite come last, together."""
+    ranks = np.zeros(len(losses), dtype=np.int64)
+    finite = np.isfinite(losses).all(axis=1)
+    ranks[finite] = _peeled(losses[finite])
+    ranks[~finite] = ranks[finite].max(initial=-1) + 1
+    return ranks
+
+
+def _peeled(losses: FloatArray) -> IntArray:
+    """(n,) front numbers of finite rows."""
+    count = len(losses)
+    ranks = np.empty(count, dtype=np.int64)
+    if losses.shape[1] > 2:
+        return _peeled_by_counts(losses)
+    order = np.lexsort((np.arange(count), *losses.T[::-1]))
+    if losses.shape[1] == 1:
+        ranks[order] = np.arange(count)
+        return ranks
+    # In this order a front beats a row if its last row does, and later fronts end higher.
+    ends: list[float] = []
+    found = []
+    for value in losses[order, 1].tolist():
+        rank = bisect_right(ends, value)
+        ends[rank : rank + 1] = [value]
+        found.append(rank)
+    ranks[order] = found
+    return ranks
+
+
+def _peeled_by_counts(losses: FloatArray) -> IntArray:
+    """(n,) front numbers of finite rows: those that no row left beats, again and again."""
+    order = np.lexsort(losses.T[::-1])
+    beats = np.triu(_no_worse(losses[order], losses[order]), 1).astype(np.float32)
+    beaten_by = np.ones(len(losses), dtype=np.float32) @ beats  # exact below 2**24 rows
+    found = np.zeros(len(losses), dtype=np.int64)
+    left, rank = np.arange(len(losses)), 0
+    while len(left):
+        best = beaten_by[left] == 0
+        front = left[best]
+        found[front] = rank
+        beaten_by -= np.ones(len(front), dtype=np.float32) @ beats[front]
+        left, rank = left[~best], rank + 1
+    ranks = np.empty_like(found)
+    ranks[order] = found
+    return ranks
+
+
+def crowding(losses: FloatArray, ranks: IntArray | None = None) -> FloatArray:
+    """(n,) how far a row's neighbours are along each objective; the ends are infinitely far.
+
+    Args:
+        losses: (n, m); what is not finite counts as the worst value, or the best.
+        ranks: (n,) neighbours are sought among rows of the same rank; None for one rank.
+    """
+    count = len(losses)
+    distance = np.zeros(count)
+    groups = np.zeros(count, dtype=np.int64) if ranks is None else ranks
+    for column in losses.T if count else ():
+        column = _finite(column)
+        order = np.lexsort((column, groups))
+        values, group = column[order], groups[order]
+        starts = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+        ends = np.append(starts[1:], count) - 1
+        spans = np.repeat(values[ends] - values[starts], ends - starts + 1)
+        gaps = np.zeros(count)
+        gaps[1:-1] = values[2:] - values[:-2]
+        distance[order] += np.divide(gaps, spans, out=np.zeros(count), where=spans > 0)
+        distance[order[starts]] = distance[order[ends]] = np.inf
     return distance
+
+
+def _finite(column: FloatArray) -> FloatArray:
+    finite = column[np.isfinite(column)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    return np.nan_to_num(column, nan=high, posinf=high, neginf=low)
+
+
+def hypervolume(losses: FloatArray, reference: FloatArray, low: FloatArray | None = None) -> float:
+    """Returns the volume that rows (n, m) dominate below a reference point (m,).
+
+    Exact for up to three objectives. For more it is the share of 16,384 fixed points between
+    ``low`` and the reference that some row dominates, times the volume between them: off by
+    about 1 % where a good part is dominated.
+
+    Args:
+        losses: Rows; those that are not below the reference everywhere count for nothing.
+        reference: The corner.
+        low: (m,) the opposite corner for more than three objectives; None takes the least losses.
+    """
+    inside = losses[(losses < reference).all(axis=1)]
+    front = inside[nondominated(inside)]
+    if not len(front):
+        return 0.0
+    if losses.shape[1] == 1:
+        return float(reference[0] - front.min())
+    if losses.shape[1] == 2:
+        return hypervolume_2d(front, reference)
+    if losses.shape[1] == 3:
+        return _hypervolume_3d(front, reference)
+    corner = front.min(axis=0) if low is None else low
+    shares = np.random.default_rng(0).random((_POINTS, losses.shape[1]))
+    points = corner + shares * (reference - corner)
+    covered = np.zeros(_POINTS, dtype=bool)
+    for start in range(0, len(front), _BLOCK):
+        covered |= _no_worse(front[start : start + _BLOCK], points).any(axis=0)
+    return float(covered.mean() * np.prod(reference - corner))
+
+
+def _hypervolume_3d(front: FloatArray, reference: FloatArray) -> float:
+    """Sums slices between the third objectives of neighbours."""
+    front = front[np.argsort(front[:, 2], kind="stable")]
+    heights = np.diff(np.append(front[:, 2], reference[2]))
+    areas = [hypervolume_2d(front[: end + 1, :2], reference[:2]) for end in range(len(front))]
+    return float(np.dot(heights, areas))
 
 
 def hypervolume_2d(losses: FloatArray, reference: FloatArray) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apqkit.search.evolution import Evolved, Settle, evolve
+from apqkit.search.evolution import Evolved, Settle, evolve_problem
 from apqkit.search.pareto import constrained_ranks, pick_diverse
 from apqkit.search.problem import Problem
 from apqkit.spaces.base import smallest_picks
@@ -65,7 +65,7 @@ def propose_evolution(
 ) -> Proposal:
     """Evolves on predictions from the measured elite and proposes what improves the front most."""
     elite = known.picks[_elite(known, problem.settings.population // 2)]
-    found = evolve(problem, elite, rng)
+    found = evolve_problem(problem, elite, _seed(rng))
     return _select(problem, found.picks, known, count, rng, "evolution")
 
 
@@ -140,7 +140,8 @@ def _uniform(
     start = with_format(
         problem.space, draw_hierarchical(problem.space, 50, rng), weights, activations
     )
-    return _diverse(evolve(problem, start, rng, _in_formats(problem, weights, activations)), count)
+    settle = _in_formats(problem, weights, activations)
+    return _diverse(evolve_problem(problem, start, _seed(rng), settle), count)
 
 
 def _sequential(
@@ -151,14 +152,18 @@ def _sequential(
     if count < 1:
         return chosen
     widest = with_format(problem.space, draw_hierarchical(problem.space, 50, rng), "", "")
-    found = evolve(fp32_problem, widest, rng, _in_formats(problem, "", ""))
+    found = evolve_problem(fp32_problem, widest, _seed(rng), _in_formats(problem, "", ""))
     for architecture in _diverse(found, 2 * count):  # some are too large in every format
         settle = _with_architecture(problem, architecture)
-        allocated = evolve(problem, architecture[None], rng, settle)
+        allocated = evolve_problem(problem, architecture[None], _seed(rng), settle)
         chosen = np.concatenate([chosen, _diverse(allocated, 2)])
         if len(chosen) >= count:
             break
     return chosen[:count]
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
 
 
 def _diverse(found: Evolved, count: int) -> IntArray:

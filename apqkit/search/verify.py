@@ -22,7 +22,7 @@ class RoundPlan:
     Attributes:
         proposal: Candidates and origins.
         keys: (n,) short names.
-        predicted: (n,) accuracy.
+        predicted: (n,) accuracy; NaN where only an order was predicted.
         half_width: Of the prediction interval.
         costs: {metric: (n,)}.
     """
@@ -135,8 +135,8 @@ def _trial(
         accuracy=accuracy,
         parts=parts,
         predicted=predicted,
-        predicted_low=max(0.0, predicted - plan.half_width),
-        predicted_high=min(1.0, predicted + plan.half_width),
+        predicted_low=float(np.clip(predicted - plan.half_width, 0.0, 1.0)),
+        predicted_high=float(np.clip(predicted + plan.half_width, 0.0, 1.0)),
         costs={name: float(values[index]) for name, values in plan.costs.items()},
     )
 

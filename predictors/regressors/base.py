@@ -20,8 +20,16 @@ class LinkPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Target scale and input checks; subclasses fit and predict on the link scale."""
 
     def fit(self, X: FloatArray, y: FloatArray, groups: IntArray | None = None) -> Self:
-        """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together."""
-        X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
+        """Fits rows X (n, d) to targets y (n,); inner splits keep groups (n,) together.
+
+        Rows that are equal may have different targets: they count as repeated measurements. Equal
+        targets throughout are predicted as they are.
+
+        Raises:
+            ValueError: A number is missing or infinite, or shapes do not fit.
+        """
+        X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite=False)
+        _require_finite(X)
         self.logit_ = uses_logit(y)
         self._fit_link(X, to_link(y, logit=self.logit_), group_labels(len(y), groups))
         return self
@@ -29,13 +37,20 @@ class LinkPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(
         self, X: FloatArray, return_std: bool = False
     ) -> FloatArray | tuple[FloatArray, FloatArray]:
-        """Returns predictions (n,), with standard deviations (n,) if asked for."""
+        """Returns predictions (n,), with standard deviations (n,) if asked for.
+
+        Raises:
+            NotFittedError: Before a fit.
+            ValueError: A number is missing or infinite, or there are more or fewer columns than
+                in the fit.
+        """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
+        _require_finite(X)
+        if not return_std:
+            return from_link(self._predict_mean(X), logit=self.logit_)
         z, deviation = self._predict_link(X)
         y = from_link(z, logit=self.logit_)
-        if not return_std:
-            return y
         slope = y * (1.0 - y) if self.logit_ else 1.0
         return y, deviation * slope
 
@@ -44,3 +59,15 @@ class LinkPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
         raise TypeError(f"{type(self).__name__} does not predict")
+
+    def _predict_mean(self, X: FloatArray) -> FloatArray:
+        """Returns the first part of ``_predict_link``; for predictors where the other costs."""
+        return self._predict_link(X)[0]
+
+
+def _require_finite(X: FloatArray) -> None:
+    if np.isfinite(X).all():
+        return
+    row, column = np.argwhere(~np.isfinite(X))[0]
+    value = "NaN" if np.isnan(X[row, column]) else f"{X[row, column]}"
+    raise ValueError(f"X must be finite, got {value} in row {row}, column {column}")

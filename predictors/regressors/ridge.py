@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, RidgeCV
 
 from predictors.regressors.base import LinkPredictor
+from predictors.regressors.process import in_parts
 
 __all__ = ["RidgePredictor"]
 
@@ -37,8 +38,10 @@ class RidgePredictor(LinkPredictor):
         self.deviation_ = float(np.sqrt(max(-self.ridge_.best_score_, 0.0)))
 
     def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
-        z = self.ridge_.predict(self._standardised(X))
+        z = in_parts(lambda rows: self.ridge_.predict(self._standardised(rows)), X)
         return z, np.full(len(X), self.deviation_)
 
     def _standardised(self, X: FloatArray) -> FloatArray:
-        return np.asarray(np.clip((X - self.mean_) / self.scale_, -_CLIP, _CLIP))
+        columns = X - self.mean_
+        columns /= self.scale_
+        return np.asarray(np.clip(columns, -_CLIP, _CLIP, out=columns))

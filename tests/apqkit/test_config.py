@@ -20,8 +20,8 @@ from apqkit.pipeline import config_toml, resolved
 
 SHIPPED = tuple(shipped_configs())
 SECTIONS = (
-    "seed, threads, plugins, data, space, supernet, samples, predictor, cost, search, finetune, "
-    "export"
+    "seed, threads, plugins, data, space, supernet, samples, predictor, transfer, cost, search, "
+    "finetune, export"
 )
 SHARE = "a fraction between 0 and 1 or a number of at least 1"
 
@@ -128,7 +128,7 @@ def test_what_is_neither_a_share_nor_a_number_is_refused(key, value):
             "data.corruptions.noise=3",
             "data.corruptions.noise must be less than or equal to 1, got int 3",
         ),
-        ("samples.fp32=7", "samples.fp32 must be greater than or equal to 8, got int 7"),
+        ("samples.fp32=7", "samples.fp32 must be 0 or an integer of at least 8, got int 7"),
         (
             "supernet.learning_rate=0",
             "supernet.learning_rate must be greater than 0, got int 0",

@@ -206,12 +206,29 @@ def test_transfer_needs_fewer_rows():
     assert taus[0] > taus[1] + 0.1
 
 
-def test_auto_takes_the_blend_for_the_difference_to_the_base():
+def test_auto_learns_by_the_default_of_the_transfer():
     rows = noisy_rows(24, 0)
     base = fit_fp32("ridge", rows, coverage=0.9, seed=0)
     model = fit_mixed(base, rows, name="auto", coverage=0.9, seed=0)
-    assert type(model.predictor.residual).__name__ == "BlendPredictor"
+    assert model.predictor.learner is None
+    assert model.predictor.mode == "auto"
     assert model.predictor.base is base.predictor
+
+
+def test_the_way_of_transfer_and_the_rows_of_the_base_are_handed_on():
+    rows = noisy_rows(24, 0)
+    base = fit_fp32("ridge", rows, coverage=0.9, seed=0)
+    model = fit_mixed(
+        base, rows, name="auto", coverage=0.9, seed=0, mode="multitask", base_rows=rows
+    )
+    assert model.predictor.chosen_ == "multitask"
+    assert model.predictor.base_rows[0] is rows.features
+
+
+def test_the_automatic_choice_hands_on_its_own_predictions_out_of_fold():
+    model = fit_fp32("auto", noisy_rows(40, 0), coverage=0.9, seed=0)
+    assert np.array_equal(model.out_of_fold, model.predictor.out_of_fold_)
+    assert np.isfinite(model.out_of_fold).all()
 
 
 def test_fits_repeat_with_their_seed():
@@ -227,7 +244,9 @@ def test_an_unknown_predictor_is_named():
     with pytest.raises(UnknownNameError) as caught:
         fit_fp32("forest", noisy_rows(20, 0), coverage=0.9, seed=0)
     assert str(caught.value) == (
-        "no predictor named 'forest'; there are: auto, blend, boosted_trees, extra_trees, ridge"
+        "no predictor named 'forest' (did you mean 'random_forest'?); there are: auto, "
+        "bayesian_ridge, blend, boosted_trees, extra_trees, gaussian_process, mlp, parzc, "
+        "random_forest, rank_average, ridge"
     )
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise, permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,10 +9,17 @@ from scipy import stats
 from predictors import (
     METRICS,
     bootstrap_interval,
+    ceiling_tau,
+    compare_paired,
     kendall_tau,
+    noise_ceiling,
+    precision_at,
+    rank_of_best,
+    regret_at,
     rmse,
     spearman,
     top_quartile_tau,
+    unbiased_rmse,
 )
 
 SETTINGS = settings(max_examples=60, deadline=None)
@@ -163,3 +172,147 @@ def test_the_same_seed_gives_the_same_interval():
     )
     assert first == again
     assert first != other
+
+
+def brute_precision(truth, predicted, k):
+    """The mean over all orders that the predictions allow."""
+    good = truth >= sorted(truth)[-k]
+    shares = [
+        np.mean(good[list(order[:k])])
+        for order in permutations(range(len(truth)))
+        if all(predicted[a] >= predicted[b] for a, b in pairwise(order))
+    ]
+    return np.mean(shares)
+
+
+def brute_regret(truth, predicted, k):
+    """The worst over all orders that the predictions allow."""
+    return max(
+        max(truth) - max(truth[list(order[:k])])
+        for order in permutations(range(len(truth)))
+        if all(predicted[a] >= predicted[b] for a, b in pairwise(order))
+    )
+
+
+FEW = st.integers(1, 5).flatmap(
+    lambda n: st.tuples(
+        *(st.lists(st.integers(0, 3), min_size=n, max_size=n) for _ in range(2)),
+        st.integers(1, n),
+    )
+)
+
+
+@SETTINGS
+@given(FEW)
+def test_precision_and_regret_are_those_of_all_orders_that_ties_allow(rows):
+    truth, predicted, k = np.array(rows[0], float), np.array(rows[1], float), rows[2]
+    assert precision_at(truth, predicted, k) == pytest.approx(brute_precision(truth, predicted, k))
+    assert regret_at(truth, predicted, k) == brute_regret(truth, predicted, k)
+
+
+@SETTINGS
+@given(FEW)
+def test_the_rank_of_the_best_is_its_place_behind_equal_predictions(rows):
+    truth, predicted, _ = np.array(rows[0], float), np.array(rows[1], float), rows[2]
+    places = [
+        sum(other >= predicted[row] for other in predicted)
+        for row in range(len(truth))
+        if truth[row] == max(truth)
+    ]
+    assert rank_of_best(truth, predicted) == min(places)
+
+
+def test_a_reversed_prediction_finds_the_worst():
+    truth = np.arange(10.0)
+    assert precision_at(truth, truth, 3) == 1.0
+    assert precision_at(truth, -truth, 3) == 0.0
+    assert regret_at(truth, -truth, 3) == 7.0
+    assert (rank_of_best(truth, truth), rank_of_best(truth, -truth)) == (1, 10)
+
+
+@pytest.mark.parametrize("function", [precision_at, regret_at])
+@pytest.mark.parametrize("k", [0, 4])
+def test_more_rows_than_there_are_cannot_be_taken(function, k):
+    with pytest.raises(ValueError, match="k must") as caught:
+        function(np.zeros(3), np.zeros(3), k)
+    assert str(caught.value) == f"k must lie in 1..3, the number of rows, got {k}"
+
+
+def test_among_no_rows_none_is_best():
+    with pytest.raises(ValueError, match="k must") as caught:
+        rank_of_best(np.zeros(0), np.zeros(0))
+    assert str(caught.value) == "k must lie in 1..0, the number of rows, got 1"
+
+
+@SETTINGS
+@given(pairs(low=1), st.floats(-9, 9))
+def test_an_offset_does_not_count_in_the_unbiased_error(pair, offset):
+    truth, predicted = pair
+    off = [p - t for t, p in zip(truth, predicted, strict=True)]
+    mean = sum(off) / len(off)
+    expected = (sum((each - mean) ** 2 for each in off) / len(off)) ** 0.5
+    assert unbiased_rmse(truth, predicted) == pytest.approx(expected, abs=1e-9)
+    assert unbiased_rmse(truth, predicted + offset) == pytest.approx(expected, abs=1e-9)
+    assert np.isnan(unbiased_rmse(truth[:0], predicted[:0]))
+
+
+def test_the_ceiling_is_the_tau_of_each_repeat_with_the_mean_of_the_others():
+    repeats = np.random.default_rng(0).normal(size=(30, 3)) + np.arange(30.0)[:, None] / 5.0
+    taus = [
+        brute_tau(repeats[:, one], np.delete(repeats, one, axis=1).mean(axis=1))
+        for one in range(3)
+    ]
+    assert noise_ceiling(repeats) == pytest.approx(np.mean(taus))
+    truth, predicted = repeats[:, 0], repeats[:, 1]
+    assert ceiling_tau(truth, predicted, 0.8) == pytest.approx(brute_tau(truth, predicted) / 0.8)
+    assert ceiling_tau(truth, -predicted, 0.8) < 0.0
+
+
+def test_the_ceiling_of_nas_bench_macro_is_the_published_one(public_data):
+    path = public_data / "nas_bench_macro" / "nas_bench_macro_cifar10.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: github.com/xiusu/NAS-Bench-Macro has the table")
+    table = np.genfromtxt(path, delimiter=",", names=True)
+    repeats = np.stack([table[f"acc{seed}"] for seed in (1, 2, 3)], axis=1)
+    assert noise_ceiling(repeats) == pytest.approx(0.896, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_a_ceiling_needs_repeats(shape):
+    with pytest.raises(ValueError, match="repeats") as caught:
+        noise_ceiling(np.zeros(shape))
+    assert str(caught.value) == f"repeats must have shape (n, 2 or more), got {shape}"
+
+
+@pytest.mark.parametrize("ceiling", [0.0, -0.1, 1.1])
+def test_a_ceiling_out_of_range_is_refused(ceiling):
+    with pytest.raises(ValueError, match="ceiling") as caught:
+        ceiling_tau(np.arange(3.0), np.arange(3.0), ceiling)
+    assert str(caught.value) == f"ceiling must lie in 0..1 and above 0, got {ceiling}"
+
+
+def test_a_paired_comparison_is_students_and_counts_wins():
+    first, second = np.array([0.8, 0.7, 0.9, 0.6]), np.array([0.7, 0.7, 0.6, 0.65])
+    found = compare_paired(first, second)
+    test = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert found.mean == pytest.approx(0.0875)
+    assert (found.low, found.high) == pytest.approx((test.low, test.high))
+    assert (found.wins, found.losses, found.seeds) == (2, 1, 4)
+    turned = compare_paired(second, first)
+    assert (turned.mean, turned.wins) == (pytest.approx(-0.0875), 1)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (4,)), ((1,), (1,)), ((2, 2), (2, 2))])
+def test_a_comparison_needs_the_same_seeds(shapes):
+    with pytest.raises(ValueError, match="scores") as caught:
+        compare_paired(np.zeros(shapes[0]), np.zeros(shapes[1]))
+    assert str(caught.value) == (
+        f"scores must have the same shape (2 or more seeds,), got {shapes[0]} and {shapes[1]}"
+    )
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0])
+def test_a_comparison_needs_a_coverage_between_0_and_1(coverage):
+    with pytest.raises(ValueError, match="coverage") as caught:
+        compare_paired(np.zeros(3), np.ones(3), coverage=coverage)
+    assert str(caught.value) == f"coverage must lie between 0 and 1, got {coverage}"

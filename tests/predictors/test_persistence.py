@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.frozen import FrozenEstimator
 
 from predictors import (
-    PREDICTORS,
     AutoPredictor,
     BlendPredictor,
     BoostedTreesPredictor,
@@ -21,6 +21,7 @@ from predictors import (
     load_predictor,
     save_predictor,
 )
+from predictors.transfer import ColumnReader, FewRowsPredictor
 
 FUZZ = settings(
     max_examples=40,
@@ -75,7 +76,7 @@ CURE = "fit and save it again"
         TransferPredictor(None, BoostedTreesPredictor(n_estimators=9, random_state=8), folds=4),
         TransferPredictor(random_state=9),
     ],
-    ids=[*(name for name in PREDICTORS if name != "auto"), "auto", "residual", "default residual"],
+    ids=["ridge", "extra_trees", "blend", "boosted_trees", "auto", "learner", "default learner"],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path, predictor):
     X, y, groups = rows_of()
@@ -92,15 +93,40 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, predictor):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_a_transfer_comes_back_with_its_base_and_its_residual(saved):
+def test_a_transfer_comes_back_with_its_base_and_its_learner(saved):
     folder, predictor = saved
     loaded = load_predictor(folder)
     assert loaded.base.alphas == (0.5, 5.0)
     assert loaded.base.n_features_in_ == 4
-    assert (loaded.residual.n_estimators, loaded.residual.random_state) == (5, 7)
+    assert (loaded.learner.n_estimators, loaded.learner.random_state) == (5, 7)
     assert loaded.uses_residual_ == predictor.uses_residual_
     unseen = rows_of(seed=5)[0]
     np.testing.assert_allclose(loaded.predict(unseen), predictor.predict(unseen), rtol=1e-9)
+
+
+def test_a_transfer_comes_back_with_the_rows_of_its_base(tmp_path):
+    X, y, groups = rows_of()
+    base_rows = rows_of(30, 4, seed=1)
+    base = FrozenEstimator(FewRowsPredictor((2,), n_estimators=5).fit(*base_rows))
+    predictor = TransferPredictor(base, mode="multitask", base_rows=base_rows[:2], folds=3)
+    predictor.fit(X, y, groups)
+    save_predictor(tmp_path, predictor, X, y, groups, base_rows=base_rows)
+    loaded = load_predictor(tmp_path)
+    assert (loaded.mode, loaded.folds, loaded.base.ends) == ("multitask", 3, (2,))
+    for found, expected in zip(loaded.base_rows, base_rows[:2], strict=True):
+        assert np.array_equal(found, expected)
+    unseen = rows_of(seed=5)[0]
+    np.testing.assert_allclose(loaded.predict(unseen), predictor.predict(unseen), rtol=1e-9)
+
+
+def test_a_column_reader_needs_no_rows_to_be_saved(tmp_path):
+    X, y, groups = rows_of()
+    predictor = TransferPredictor(ColumnReader(-2), RidgePredictor()).fit(X, y, groups)
+    save_predictor(tmp_path, predictor, X, y, groups)
+    loaded = load_predictor(tmp_path)
+    assert type(loaded.base) is ColumnReader
+    assert loaded.base.column == -2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictor.json", "rows.npz"]
 
 
 def test_targets_of_any_scale_come_back(tmp_path):
@@ -133,9 +159,10 @@ def test_the_files_hold_numbers_and_text_alone(saved):
     header = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
     assert header["name"] == "transfer"
     assert header["params"] == {
+        "mode": "auto",
         "folds": 5,
         "random_state": 0,
-        "residual": {"name": "blend", "params": {"n_estimators": 5, "random_state": 7}},
+        "learner": {"name": "blend", "params": {"n_estimators": 5, "random_state": 7}},
     }
     assert set(header["versions"]) == {"python", "numpy", "scipy", "scikit-learn", "xgboost"}
     assert len(header["check"]) == 16
@@ -171,7 +198,7 @@ def test_a_class_outside_the_table_is_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "own").exists()
 
 
-def test_a_residual_outside_the_table_is_refused(tmp_path):
+def test_a_learner_outside_the_table_is_refused(tmp_path):
     class Own(RidgePredictor):
         pass
 
@@ -229,11 +256,12 @@ def test_a_foreign_header_is_named(saved, content, reason):
         (
             {"name": "oracle"},
             "ValueError: no predictor named 'oracle'; there are: auto, ridge, extra_trees, "
-            "blend, boosted_trees, transfer",
+            "blend, bayesian_ridge, gaussian_process, random_forest, rank_average, "
+            "boosted_trees, mlp, parzc, transfer",
         ),
-        ({"params": {}}, "KeyError: 'residual'"),
+        ({"params": {}}, "KeyError: 'learner'"),
         (
-            {"params": {"residual": None, "fold": 3}},
+            {"params": {"learner": None, "fold": 3}},
             "TypeError: TransferPredictor.__init__() got an unexpected keyword argument 'fold'",
         ),
         ({"check": ["high"]}, "ValueError: could not convert string to float: 'high'"),

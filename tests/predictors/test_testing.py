@@ -12,7 +12,7 @@ def test_every_predictor_in_the_table_conforms(name):
 
 
 def test_transfer_from_scratch_conforms():
-    check_predictor(TransferPredictor(residual=RidgePredictor()))
+    check_predictor(TransferPredictor(learner=RidgePredictor()))
 
 
 def test_the_predictor_that_is_checked_stays_unfitted():

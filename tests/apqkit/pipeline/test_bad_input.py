@@ -15,8 +15,8 @@ from apqkit.cli import _run
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)
 LABELS = np.arange(60) % 3
 ROOT_KEYS = (
-    "seed, threads, plugins, data, space, supernet, samples, predictor, cost, search, finetune, "
-    "export"
+    "seed, threads, plugins, data, space, supernet, samples, predictor, transfer, cost, search, "
+    "finetune, export"
 )
 FORMATS = (
     "bf16, fp32, fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e3m4, fp8_e4m3, fp8_e5m2, int16, int2, int3, "
@@ -107,13 +107,15 @@ def saved(path, **arrays):
         ("cost.device=phone.csv", "cost.device 'phone.csv' is no file"),
         (
             "predictor.name=rigde",
-            "no predictor named 'rigde' (did you mean 'ridge'?); there are: auto, blend, "
-            "boosted_trees, extra_trees, ridge",
+            "no predictor named 'rigde' (did you mean 'ridge'?); there are: auto, "
+            "bayesian_ridge, blend, boosted_trees, extra_trees, gaussian_process, mlp, parzc, "
+            "random_forest, rank_average, ridge",
         ),
         (
             'predictor.proxies=["synflo"]',
-            "no proxy named 'synflo' (did you mean 'synflow'?); there are: grad_norm, l2_norm, "
-            "naswot, params, snip, sqnr, synflow",
+            "no proxy named 'synflo' (did you mean 'synflow'?); there are: epe_nas, fisher, "
+            "fisher_channel, flops, grad_norm, grasp, jacov, l2_norm, meco, naswot, naswot_mean, "
+            "params, plain, snip, sqnr, swap, synflow, zen, zico",
         ),
         (
             "search.strategy=evlution",
@@ -122,7 +124,16 @@ def saved(path, **arrays):
         ),
         ('seed="one"', "seed must be integer, got str 'one'"),
         ("seed=-1", "seed must be greater than or equal to 0, got int -1"),
-        ("samples.fp32=2", "samples.fp32 must be greater than or equal to 8, got int 2"),
+        (
+            "samples.fp32=0",
+            "samples.fp32 and samples.mixed must both be 0, so that proxies alone propose, or "
+            "both be at least 8, got 0 and 24",
+        ),
+        (
+            "transfer.mode=magic",
+            "transfer.mode must be one of auto, feature, residual, warm, multitask, got 'magic'",
+        ),
+        ("samples.fp32=2", "samples.fp32 must be 0 or an integer of at least 8, got int 2"),
         (
             "data.validation=1.5",
             "data.validation must be a fraction between 0 and 1 or a number of at least 1, "

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from apqkit.pipeline.ranking import (
     measured_samples,
     mixed_rows,
     proxy_gain,
+    reordered,
 )
 from apqkit.pipeline.samples_stage import read_samples
 from apqkit.spaces.base import picks_of_values
@@ -59,35 +61,57 @@ def test_joined_candidates_follow(mixed):
 def test_without_proxies_there_is_one_predictor(context, base, mixed, fresh):
     ranking = Ranking.fitted(context, base, mixed, ())
     assert ranking.full is None
-    assert np.array_equal(ranking.accuracy(fresh), ranking.quick_accuracy(fresh))
+    assert np.array_equal(ranking.score(fresh), ranking.quick_score(fresh))
     assert ranking.half_width == ranking.quick.half_width
     expected = ranking.quick.predictor.predict(context.features.mixed(fresh))
-    assert np.array_equal(ranking.quick_accuracy(fresh), expected)
+    assert np.array_equal(ranking.quick_score(fresh), expected)
 
 
 def test_with_proxies_the_full_predictor_reads_their_columns(context, base, mixed, fresh):
     ranking = Ranking.fitted(context, base, mixed, ["snip"])
     columns = context.proxies.columns(fresh, ["snip"])
     features = np.hstack([context.features.mixed(fresh), columns])
-    assert np.array_equal(ranking.accuracy(fresh), ranking.full.predictor.predict(features))
+    assert np.array_equal(ranking.score(fresh), ranking.full.predictor.predict(features))
     assert ranking.full.predictor.n_features_in_ == features.shape[1]
     assert ranking.half_width == ranking.full.half_width
     assert ranking.proxies == ("snip",)
     without = Ranking.fitted(context, base, mixed, ())
-    assert np.array_equal(ranking.quick_accuracy(fresh), without.quick_accuracy(fresh))
+    assert np.array_equal(ranking.quick_score(fresh), without.quick_score(fresh))
 
 
 def test_accuracy_in_fp32_comes_from_the_base(context, base, mixed, fresh):
     ranking = Ranking.fitted(context, base, mixed, ())
     expected = base.predictor.predict(context.features.fp32(fresh))
-    assert np.array_equal(ranking.fp32_accuracy(fresh), expected)
+    assert np.array_equal(ranking.fp32_score(fresh), expected)
 
 
 def test_more_measurements_change_the_prediction(context, base, mixed, fresh):
     before = Ranking.fitted(context, base, mixed, ())
     more = mixed.joined(fresh, np.linspace(0.2, 0.9, len(fresh)))
     after = Ranking.fitted(context, base, more, ())
-    assert not np.array_equal(before.accuracy(fresh), after.accuracy(fresh))
+    assert not np.array_equal(before.score(fresh), after.score(fresh))
+
+
+def test_proxies_by_rank_deal_the_same_predictions_out_in_the_order_of_the_mean_rank():
+    predicted = np.array([0.9, 0.5, 0.7, 0.6])
+    columns = np.array([[1.0, -3.0], [2.0, -9.0], [9.0, -8.0], [8.0, -7.0]])
+    down = {"plain": -1.0, "snip": 1.0}
+    ranks = [np.argsort(np.argsort(each)) for each in (predicted, *(columns * [*down.values()]).T)]
+    order = np.argsort(np.mean(ranks, axis=0), kind="stable")
+    found = reordered(predicted, list(down), columns * [1.0, 1.0])
+    assert np.array_equal(found[order], np.sort(predicted))
+    assert np.array_equal(reordered(predicted, [], np.zeros((4, 0))), predicted)
+
+
+def test_a_run_that_combines_by_rank_scores_by_reordering(context, base, mixed, fresh):
+    by_rank = copy.copy(context)
+    predictor = context.config.predictor.model_copy(update={"combine": "ranks"})
+    by_rank.config = context.config.model_copy(update={"predictor": predictor})
+    ranking = Ranking.fitted(by_rank, base, mixed, ("snip",))
+    assert ranking.full is None
+    columns = context.proxies.columns(fresh, ("snip",))
+    expected = reordered(ranking.quick_score(fresh), ("snip",), columns)
+    assert np.array_equal(ranking.score(fresh), expected)
 
 
 def test_the_gain_of_proxies_is_the_squared_error_that_they_take_away():

@@ -3,9 +3,11 @@ import time
 import numpy as np
 import pytest
 
+from apqkit.config import SpaceConfig
 from apqkit.cost.network import NetworkCost
 from apqkit.errors import ConfigError, LimitError
-from apqkit.search.limits import check_limits, check_metrics
+from apqkit.search.limits import check_limits, check_metrics, explain_limits
+from apqkit.spaces.apq import ApqOptions, ApqSpace
 from apqkit.spaces.draws import draw_uniform
 
 METRICS = ("latency_ms", "size_kib", "bops")
@@ -38,6 +40,12 @@ def test_objectives_and_limits_may_name_accuracy_and_every_cost():
             {"accuracy": "max", "bops": "max"},
             {},
             "search.objectives.bops must be 'min', got 'max'",
+        ),
+        ({}, {}, "search.objectives must name at least one metric"),
+        (
+            {"accuracy": "max", "bops": None},
+            {},
+            "search.objectives.bops must be 'max' or 'min', got None",
         ),
     ],
 )
@@ -82,7 +90,8 @@ def test_limits_that_exclude_each_other_are_named_with_the_nearest_values(toy_sp
         check_limits(toy_space, opposed, {"latency_ms": 1.5, "size_kib": 1.9, "bops": 9.0})
     assert str(caught.value) == (
         "no candidate meets all of search.limits together; "
-        "the nearest one exceeds latency_ms <= 1.5 (best 2), size_kib <= 1.9 (best 2)"
+        "the nearest one exceeds latency_ms <= 1.5 (best 2), size_kib <= 1.9 (best 2); "
+        "least within the others: latency_ms about 3, size_kib about 3"
     )
 
 
@@ -130,3 +139,43 @@ def test_a_real_space_answers_within_two_seconds(mobilenet):
         "no candidate meets search.limits.size_kib <= 0.01: "
         f"the smallest attainable value is about {smallest:.4g}"
     )
+
+
+def test_a_report_says_what_each_limit_allows(toy_space):
+    report = explain_limits(toy_space, opposed, {"latency_ms": 1.5, "size_kib": 1.9, "bops": 9.0})
+    assert report.alone == {"latency_ms": 1.0, "size_kib": 1.0, "bops": 1.0}
+    assert report.within_others == {"latency_ms": 3.0, "size_kib": 3.0, "bops": np.inf}
+    assert report.binding == ("latency_ms", "size_kib")
+    alone = explain_limits(toy_space, opposed, {"latency_ms": 0.5, "size_kib": 1.9})
+    assert alone.binding == ("latency_ms",)
+    assert alone.alone["latency_ms"] == 1.0
+
+
+def test_limits_that_can_be_met_bind_nobody(toy_space):
+    report = explain_limits(toy_space, opposed, {"latency_ms": 2.0, "size_kib": 2.0})
+    assert report.binding == ()
+    assert report.problem is None
+    assert report.within_others == {}
+
+
+def test_the_best_attainable_value_of_131_dims_is_exact_in_two_seconds():
+    formats = ("int4", "int6", "int8")
+    config = SpaceConfig(
+        weight_formats=formats, activation_formats=formats, first_last_formats=("int8",)
+    )
+    space = ApqSpace(config, ApqOptions(), (3, 224, 224), 1000)
+    weights = np.random.default_rng(0).uniform(0.1, 1.0, (len(space.dims), 49))
+    weights[[dim.name.startswith("depth") for dim in space.dims]] = 0.0
+
+    def costs(picks):
+        """The least is in the shallowest network, but neither narrow nor in narrow formats."""
+        values = weights[np.arange(len(space.dims)), picks] * space.active(picks)
+        return {"latency_ms": values.sum(axis=1), "size_kib": picks.sum(axis=1) * 1.0}
+
+    began = time.process_time()
+    report = explain_limits(space, costs, {"size_kib": 900.0, "latency_ms": 1.0})
+    assert time.process_time() - began < 2.0
+    assert report.binding == ("latency_ms",)
+    used = space.active(np.zeros((1, len(space.dims)), dtype=np.int64))[0]
+    least = [row[: len(dim.choices)].min() for row, dim in zip(weights, space.dims, strict=True)]
+    assert report.alone["latency_ms"] == pytest.approx(np.dot(least, used))

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 from apqkit.search.pareto import (
     constrained_ranks,
     crowding,
+    hypervolume,
     hypervolume_2d,
     knee,
     losses_of,
+    merged_front,
     nondominated,
     pick_diverse,
     violations_of,
@@ -144,6 +147,59 @@ def test_hypervolume_counts_the_cells_that_are_dominated(losses, corner):
 def test_hypervolume_by_hand():
     losses = np.array([[1.0, 3.0], [2.0, 1.0], [3.0, 3.0], [9.0, 0.0], [NAN, 0.0]])
     assert hypervolume_2d(losses, np.array([4.0, 5.0])) == 1 * 2 + 2 * 4
+
+
+@SETTINGS
+@given(loss_arrays(objectives=(1, 2, 3), broken=False), st.integers(1, 5))
+def test_hypervolume_of_up_to_three_objectives_counts_cells(losses, corner):
+    columns = losses.shape[1]
+    cells = np.indices((corner,) * columns).reshape(columns, -1).T
+    covered = [any((row <= cell).all() for row in losses) for cell in cells]
+    assert hypervolume(losses, np.full(columns, float(corner))) == sum(covered)
+
+
+def test_hypervolume_of_four_objectives_is_near_that_of_boxes():
+    """Two boxes by inclusion and exclusion."""
+    losses = np.array([[0.0, 0.5, 0.2, 0.1], [0.6, 0.0, 0.3, 0.0]])
+    reference = np.ones(4)
+    boxes = [np.prod(reference - row) for row in (*losses, losses.max(axis=0))]
+    exact = boxes[0] + boxes[1] - boxes[2]
+    assert hypervolume(losses, reference) == pytest.approx(exact, rel=0.03)
+    wider = hypervolume(losses, reference, np.full(4, -0.2))
+    assert wider == pytest.approx(exact, rel=0.08)
+
+
+@SETTINGS
+@given(loss_arrays(rows=(0, 12), broken=False), loss_arrays(rows=(0, 12), broken=False))
+def test_a_merged_front_is_the_front_of_all(one, other):
+    columns = min(one.shape[1], other.shape[1])
+    front, rows = one[:, :columns], other[:, :columns]
+    front = front[nondominated(front)]
+    stays, joins = merged_front(front, rows)
+    expected = brute_front(np.concatenate([front, rows]))
+    assert [*stays.tolist(), *joins.tolist()] == expected
+
+
+def test_the_front_of_more_rows_than_a_block_is_what_plain_loops_find():
+    losses = np.random.default_rng(0).integers(0, 14, (1300, 3)).astype(float)
+    assert nondominated(losses).tolist() == brute_front(losses)
+
+
+def test_crowding_within_ranks_is_that_of_each_rank_alone():
+    rng = np.random.default_rng(0)
+    losses, ranks = rng.random((60, 3)), rng.integers(0, 5, 60)
+    found = crowding(losses, ranks)
+    for rank in range(5):
+        np.testing.assert_allclose(found[ranks == rank], crowding(losses[ranks == rank]))
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 5])
+def test_two_thousand_rows_are_ranked_in_a_moment(objectives):
+    losses = np.random.default_rng(0).random((2000, objectives))
+    began = time.process_time()
+    ranks = constrained_ranks(losses, np.zeros(2000))
+    assert time.process_time() - began < 0.3
+    assert nondominated(losses).tolist() == (ranks == 0).tolist()
 
 
 def scaled_together(losses, known) -> tuple[np.ndarray, np.ndarray]:

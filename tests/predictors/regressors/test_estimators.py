@@ -10,13 +10,18 @@ from sklearn.utils.estimator_checks import check_estimator
 from predictors import (
     PREDICTORS,
     AutoPredictor,
+    BayesianRidgePredictor,
     BlendPredictor,
     BoostedTreesPredictor,
     ExtraTreesPredictor,
+    GaussianProcessPredictor,
+    MLPPredictor,
+    ParZCPredictor,
+    RandomForestPredictor,
+    RankAveragePredictor,
     RidgePredictor,
     TransferPredictor,
     kendall_tau,
-    out_of_fold,
     rmse,
 )
 from predictors.regressors import from_link, shift_off_fractions, to_link, uses_logit
@@ -26,7 +31,13 @@ SMALL = {
     "ridge": RidgePredictor(),
     "extra_trees": ExtraTreesPredictor(n_estimators=10),
     "blend": BlendPredictor(n_estimators=10),
+    "bayesian_ridge": BayesianRidgePredictor(),
+    "gaussian_process": GaussianProcessPredictor(iterations=10),
+    "random_forest": RandomForestPredictor(n_estimators=10),
+    "rank_average": RankAveragePredictor(folds=2, n_estimators=4),
     "boosted_trees": BoostedTreesPredictor(n_estimators=10, learning_rate=0.3),
+    "mlp": MLPPredictor(hidden=(8,), members=2, epochs=20, learning_rate=0.05),
+    "parzc": ParZCPredictor(channels=4, units=8, members=2, epochs=20, learning_rate=0.05),
 }
 
 
@@ -50,7 +61,7 @@ def rows_of(count, *, seed=0, noise=0.1, columns=8):
 
 @pytest.mark.parametrize(
     "estimator",
-    [*SMALL.values(), TransferPredictor(residual=RidgePredictor())],
+    [*SMALL.values(), TransferPredictor(learner=RidgePredictor())],
     ids=[*SMALL, "transfer"],
 )
 def test_scikit_learn_accepts_the_estimator(estimator):
@@ -135,8 +146,14 @@ def test_the_same_rows_and_seed_give_the_same_bits(predictor):
     assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", ["extra_trees", "blend", "boosted_trees"])
-def test_another_seed_grows_other_trees(name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "auto", "extra_trees", "blend", "boosted_trees", "mlp", "parzc", "random_forest",
+        "rank_average",
+    ],
+)  # fmt: skip
+def test_another_seed_gives_another_fit(name):
     X, y = rows_of(60)
     first, other = (
         clone(SMALL[name]).set_params(random_state=seed).fit(X, y).predict(X) for seed in (0, 1)
@@ -243,64 +260,61 @@ def test_boosted_trees_estimate_their_error_on_whole_groups():
     assert together > 2.0 * alone
 
 
-def additive(rng, count):
-    X = rng.normal(size=(count, 10))
-    return X, X @ rng.normal(size=10)
-
-
-def interacting(rng, count):
-    X = rng.integers(0, 2, (count, 6)).astype(np.float64)
-    return X, (X[:, 0] != X[:, 1]) * 2.0 + (X[:, 2] != X[:, 3]) + rng.normal(0, 0.1, count)
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf")])
+def test_a_feature_that_is_no_number_is_named(predictor, value, name):
+    X, y = rows_of(20)
+    broken = X.copy()
+    broken[7, 2] = value
+    text = f"X must be finite, got {name} in row 7, column 2"
+    for call in (lambda: predictor.fit(broken, y), lambda: predictor.fit(X, y).predict(broken)):
+        with pytest.raises(ValueError, match="finite") as caught:
+            call()
+        assert str(caught.value) == text
 
 
 @pytest.mark.parametrize(
-    ("make", "expected"), [(additive, {"ridge"}), (interacting, {"extra_trees", "blend"})]
-)
-def test_auto_takes_the_predictor_that_ranks_best_out_of_fold(make, expected):
-    X, y = make(np.random.default_rng(0), 80)
-    fitted = AutoPredictor(n_estimators=30).fit(X, y)
-    tried = {
-        "ridge": RidgePredictor(),
-        "extra_trees": ExtraTreesPredictor(n_estimators=30),
-        "blend": BlendPredictor(n_estimators=30),
-    }
-    scores = {name: kendall_tau(y, out_of_fold(each, X, y)) for name, each in tried.items()}
-    assert fitted.scores_ == pytest.approx(scores, abs=0.02)
-    assert fitted.chosen_ == max(fitted.scores_, key=fitted.scores_.get)
-    assert fitted.chosen_ in expected
-    chosen = tried[fitted.chosen_].fit(X, y)
-    np.testing.assert_allclose(fitted.predict(X), chosen.predict(X), rtol=1e-9)
+    ("value", "text"),
+    [(np.nan, "Input y contains NaN."),
+     (np.inf, "Input y contains infinity or a value too large for dtype('float64').")],
+)  # fmt: skip
+def test_a_target_that_is_no_number_is_refused(predictor, value, text):
+    X, y = rows_of(20)
+    y[3] = value
+    with pytest.raises(ValueError, match="Input y") as caught:
+        predictor.fit(X, y)
+    assert str(caught.value) == text
 
 
-def test_auto_scores_what_it_would_fit_also_where_logits_look_like_fractions():
-    """Accuracies of .5 to .73 have logits of 0 to 1, which must not be put on that scale again."""
-    X, _ = rows_of(60)
-    y = 0.5 + 0.23 * (X.sum(axis=1) - X.sum(axis=1).min()) / np.ptp(X.sum(axis=1))
-    assert uses_logit(to_link(y, logit=True))
-    fitted = AutoPredictor(n_estimators=4).fit(X, y)
-    z = to_link(y, logit=True)
-    expected = kendall_tau(z, out_of_fold(RidgePredictor(), X, z - 100.0))
-    assert fitted.scores_["ridge"] == expected
+def test_other_columns_than_in_the_fit_are_counted(predictor):
+    X, y = rows_of(20)
+    with pytest.raises(ValueError, match="features") as caught:
+        predictor.fit(X, y).predict(X[:, :5])
+    name = type(predictor).__name__
+    assert str(caught.value) == f"X has 5 features, but {name} is expecting 8 features as input."
 
 
-def test_auto_splits_by_group():
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_fewer_rows_than_folds_give_a_number_between_the_targets_or_near(predictor, count):
+    X, y = rows_of(count)
+    predicted, deviation = predictor.fit(X, y).predict(rows_of(30, seed=1)[0], return_std=True)
+    assert ((predicted >= 0) & (predicted <= 1)).all()
+    assert np.isfinite(deviation).all()
+
+
+def test_a_single_group_is_learned_without_inner_folds(predictor):
+    X, y = rows_of(60)
+    predicted = predictor.fit(X, y, groups=np.full(60, 3)).predict(X)
+    assert kendall_tau(y, predicted) > 0.4
+
+
+def test_repeated_rows_with_other_targets_are_averaged(predictor):
+    """Eight networks, each measured nine times."""
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(20), 4)
-    X, y = rng.normal(size=(20, 3))[groups], rng.normal(size=20)[groups]
-    alone, together = (
-        AutoPredictor(n_estimators=10).fit(X, y, groups=each).scores_["extra_trees"]
-        for each in (None, groups)
-    )
-    assert alone > 0.8
-    assert together < 0.5
-
-
-@pytest.mark.parametrize("groups", [None, np.zeros(1)])
-def test_auto_takes_ridge_where_nothing_can_be_compared(groups):
-    fitted = AutoPredictor().fit(np.ones((1, 3)), np.array([0.4]), groups=groups)
-    assert fitted.chosen_ == "ridge"
-    assert set(fitted.scores_.values()) == {0.0}
-    assert fitted.predict(np.zeros((2, 3))) == pytest.approx([0.4, 0.4])
+    X = np.repeat(np.eye(8), 9, axis=0)
+    y = 40.0 + np.repeat(np.arange(8.0), 9) + rng.normal(0.0, 0.2, 72)
+    predicted = predictor.fit(X, y, groups=np.arange(72)).predict(np.eye(8))
+    assert kendall_tau(np.arange(8.0), predicted) > 0.7
+    assert np.abs(predicted - 40.0 - np.arange(8.0)).mean() < 1.5
 
 
 def test_groups_must_fit_the_rows(predictor):
