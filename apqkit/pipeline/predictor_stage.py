@@ -20,7 +20,7 @@ from apqkit.pipeline.ranking import (
     proxy_gain,
     reordered,
 )
-from apqkit.pipeline.samples_stage import read_samples
+from apqkit.pipeline.sample_budget import seconds_a_sample, write_budget
 from apqkit.pipeline.zero_samples import ProxyRanking, write_sensitivities
 from apqkit.prediction import AccuracyModel, Rows, score_rows
 from apqkit.run import write_json
@@ -55,6 +55,7 @@ def run_predictor_stage(context: RunContext, folder: Path) -> None:
         advance(1)
         ranking = Ranking.fitted(context, base, mixed, decision["used"])
         write_json(folder / SCORES_FILE, _scores(context, base, ranking, mixed))
+        write_budget(context, folder)
         advance(1)
         write_json(folder / CURVE_FILE, _learning_curve(context, base, mixed))
         advance(1)
@@ -65,6 +66,7 @@ def _prepare_proxies(context: RunContext, folder: Path) -> None:
     used = list(context.config.predictor.proxies)
     write_json(folder / DECISION_FILE, {"used": used, "tried": {}})
     write_json(folder / SCORES_FILE, {})
+    write_budget(context, folder)
     write_json(folder / CURVE_FILE, [])
 
 
@@ -152,7 +154,7 @@ def _scores(
         f"{int(seen.sum())} mixed rows have an architecture that the fp32 predictor saw; "
         "proxies were chosen on these rows",
         "interval": "95 % bootstrap over architectures",
-        "seconds_a_sample": _seconds_a_sample(context),
+        "seconds_a_sample": seconds_a_sample(context),
         "fp32": {
             "rows": len(fp32.accuracy),
             "predictor": chosen,
@@ -186,13 +188,6 @@ def _reordered(predicted: FloatArray, names: Sequence[str], columns: FloatArray)
 def _counts(context: RunContext, picks: IntArray, names: tuple[str, ...]) -> dict[str, FloatArray]:
     costs = NetworkCost().cost(context.space.network(picks))
     return {name: costs[name] for name in names}
-
-
-def _seconds_a_sample(context: RunContext) -> dict[str, float]:
-    return {
-        kind: float(np.median([each.seconds for each in read_samples(context, kind)]))
-        for kind in ("fp32", "mixed")
-    }
 
 
 def _learning_curve(

@@ -16,6 +16,7 @@ from apqkit.pipeline.export_stage import CHECK_FILE, TIMING_FILE
 from apqkit.pipeline.final_front import networks_of
 from apqkit.pipeline.finetune import RESULT_FILE
 from apqkit.pipeline.predictor_stage import CURVE_FILE, DECISION_FILE, SCORES_FILE
+from apqkit.pipeline.sample_budget import BUDGET_FILE
 from apqkit.pipeline.samples_stage import NOISE_FILE, read_samples
 from apqkit.pipeline.search_stage import (
     ESTIMATED_FILE,
@@ -80,6 +81,7 @@ def gather(context: RunContext) -> ReportData:
         finetuned=[_json(each) for each in sorted(path.glob(f"finetune/*/{RESULT_FILE}"))],
         facts=_facts(context),
         notes=_notes(context),
+        budget=_json(path / "predictor" / BUDGET_FILE),
     )
 
 

@@ -44,7 +44,7 @@ STAGES: tuple[Stage, ...] = (
         run_supernet_stage,
     ),
     Stage("samples", ("samples",), ("cost", "supernet"), run_samples_stage),
-    Stage("predictor", ("predictor", "transfer"), ("samples",), run_predictor_stage),
+    Stage("predictor", ("predictor", "transfer"), ("samples",), run_predictor_stage, schema=2),
     Stage("search", ("search",), ("predictor",), run_search_stage),
     Stage("export", ("export",), ("search",), run_export_stage),
     Stage("report", (), ("export",), run_report_stage),

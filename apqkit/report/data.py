@@ -55,6 +55,7 @@ class ReportData:
         finetuned: Result of each finetuned member.
         facts: Versions, seeds, device and the like.
         notes: What a reader must know about the figures.
+        budget: What a further budget of samples should buy; None where there are no samples.
     """
 
     title: str
@@ -76,6 +77,7 @@ class ReportData:
     finetuned: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    budget: Mapping[str, Any] | None = None
 
     @property
     def cost_axis(self) -> str:

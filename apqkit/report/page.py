@@ -130,7 +130,8 @@ def _beside(name: str, data: ReportData) -> str:
     if name == "latency":
         return _table(data.timing.round(4)) + _totals(data)
     if name == "tau":
-        return "".join(_scores(kind, data.scores[kind]) for kind in ("fp32", "mixed"))
+        tables = [_scores(kind, data.scores[kind]) for kind in ("fp32", "mixed")]
+        return "".join(tables) + _budget(data.budget)
     if name == "search_history":
         return _table(pd.DataFrame(list(data.rounds)).round(4))
     if name == "training":
@@ -166,6 +167,37 @@ def _scores(kind: str, scores: Mapping[str, Any]) -> str:
             row[metric] = f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"
         rows.append(row)
     return f"<h3>{kind}, {scores['rows']} rows</h3>{_table(pd.DataFrame(rows))}"
+
+
+def _budget(advice: Mapping[str, Any] | None) -> str:
+    """Returns both accountings of transfer; nothing where there are no samples."""
+    if advice is None:
+        return ""
+    seconds, split = advice["seconds_a_sample"], advice["split"]
+    text = (
+        f"An fp32 sample takes {seconds['fp32']:.4f} s, a mixed one {seconds['mixed']:.4f} s. "
+        f"For another {advice['budget_s']:.1f} s, what the samples at hand have cost: "
+        f"{advice['text']}."
+    )
+    return (
+        f"<h3>What more samples would bring</h3><p>{html.escape(text)}</p>"
+        f"{'' if split is None else _table(_options(split))}"
+    )
+
+
+def _options(split: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns what each way to spend a budget of samples is expected to reach."""
+    taus = {
+        f"best split: {split['fp32']} fp32 and {split['mixed']} mixed samples": "tau",
+        "mixed samples alone, transferred from the fp32 samples at hand": "tau_mixed_only",
+        "mixed samples alone, from scratch": "tau_scratch",
+        "the same, the cost of the fp32 samples at hand spent on mixed ones too": (
+            "tau_scratch_at_equal_cost"
+        ),
+    }
+    return pd.DataFrame(
+        [{"budget": what, "expected tau": f"{split[name]:.3f}"} for what, name in taus.items()]
+    )
 
 
 def _exports(data: ReportData) -> str:

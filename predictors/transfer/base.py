@@ -52,7 +52,8 @@ def frozen(base: Any) -> Any:
 def read_base(base: Any, X: FloatArray) -> FloatArray:
     """Returns what a fitted base predicts (n,) from rows X (n, d).
 
-    It sees the first ``base.n_features_in_`` columns, or all if it does not say.
+    It sees the first ``base.n_features_in_`` columns, or all if it does not say. Rows that are
+    equal there, such as one architecture in many formats, are predicted once.
 
     Raises:
         ValueError: There are too few columns, or it does not predict one finite number a row.
@@ -60,10 +61,19 @@ def read_base(base: Any, X: FloatArray) -> FloatArray:
     columns = getattr(base, "n_features_in_", None) or X.shape[1]
     if columns > X.shape[1]:
         raise ValueError(f"base reads {columns} columns, but X has {X.shape[1]}")
-    predicted = np.asarray(base.predict(X[:, :columns]), dtype=np.float64)
-    if predicted.shape != (len(X),) or not np.isfinite(predicted).all():
+    rows, place = _distinct(X[:, :columns])
+    predicted = np.asarray(base.predict(rows), dtype=np.float64)
+    if predicted.shape != (len(rows),) or not np.isfinite(predicted).all():
         raise ValueError(
-            f"base must predict {len(X)} finite numbers, got shape {predicted.shape} "
+            f"base must predict {len(rows)} finite numbers, got shape {predicted.shape} "
             f"with {int(np.isfinite(predicted).sum())} finite"
         )
-    return predicted
+    return np.asarray(predicted[place])
+
+
+def _distinct(X: FloatArray) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Returns the distinct rows, in order of appearance, and for each row the place of its own."""
+    places: dict[bytes, int] = {}
+    place = np.array([places.setdefault(row.tobytes(), len(places)) for row in X])
+    first = np.unique(place, return_index=True)[1]
+    return X[first], place

@@ -62,6 +62,7 @@ def test_the_rest_is_what_the_stages_wrote(context, data):
     assert data.evaluated.keys == evaluated.keys
     assert data.scores == read(context, "predictor/scores.json")
     assert list(data.learning_curve) == read(context, "predictor/learning_curve.json")
+    assert data.budget == read(context, "predictor/budget.json")
     assert data.noise == read(context, "samples/noise.json")
     assert data.check == read(context, "supernet/check.json")
     for kind in ("fp32", "mixed"):

@@ -143,6 +143,47 @@ def test_predictors_stand_beside_baselines_with_intervals_and_rows(page):
     assert [None, "macs", *["0.500 (0.400 to 0.600)"] * 4] in page.rows
 
 
+ADVICE = {
+    "seconds_a_sample": {"fp32": 0.0361, "mixed": 0.0581},
+    "samples": {"fp32": 200, "mixed": 100},
+    "budget_s": 13.04,
+    "split": {
+        "fp32": 36, "mixed": 202, "tau": 0.8123, "tau_mixed_only": 0.8, "tau_scratch": 0.75,
+        "tau_scratch_at_equal_cost": 0.825, "fp32_worth": 0.5, "error": 0.02, "text": "measure",
+    },
+    "can_tell": True,
+    "text": "measure <some> more",
+}  # fmt: skip
+ADVICE_WORDS = (
+    "An fp32 sample takes 0.0361 s, a mixed one 0.0581 s. For another 13.0 s, what the samples at "
+    "hand have cost: measure <some> more."
+)
+
+
+def test_both_accountings_of_transfer_stand_below_the_predictors(data, tmp_path):
+    page, _ = written(replace(data, budget=ADVICE), tmp_path)
+    order = page.words.index
+    assert order("mixed, 25 rows") < order("What more samples would bring") < order(ADVICE_WORDS)
+    assert order(ADVICE_WORDS) < order("Search, round by round")
+    start = page.rows.index([None, "budget", "expected tau"])
+    assert page.rows[start + 1 : start + 5] == [
+        [None, "best split: 36 fp32 and 202 mixed samples", "0.812"],
+        [None, "mixed samples alone, transferred from the fp32 samples at hand", "0.800"],
+        [None, "mixed samples alone, from scratch", "0.750"],
+        [None, "the same, the cost of the fp32 samples at hand spent on mixed ones too", "0.825"],
+    ]
+
+
+def test_too_few_samples_for_any_figure_leave_the_sentence_alone(data, tmp_path):
+    page, _ = written(replace(data, budget={**ADVICE, "split": None}), tmp_path)
+    assert ADVICE_WORDS in page.words
+    assert [None, "budget", "expected tau"] not in page.rows
+
+
+def test_without_samples_nothing_is_said_of_more(page):
+    assert "What more samples would bring" not in page.words
+
+
 def test_versions_seeds_and_notes_are_said(page):
     assert [None, "seed", "17"] in page.rows
     assert [None, "torch", "2.99.1"] in page.rows
@@ -196,6 +237,7 @@ def test_the_page_of_a_run_is_whole(smoke_run):
     assert page.sections == SECTIONS
     assert all(each.startswith("data:image/png;base64,") for each in page.links)
     assert set(page.images) == set(FIGURES)
+    assert "What more samples would bring" in page.words
     names = {row[1] for row in page.rows if len(row) == 3}
     assert {"seed", "threads", "device", "batch", "torch", "apqkit", "python", "cores"} <= names
     assert {each.stem for each in (smoke_run[0] / "report/figures").iterdir()} == set(FIGURES)
