@@ -139,7 +139,7 @@ class RowKernel:
             scaled += 1.0
             scaled *= decay
             total += scaled
-        return share * total
+        return np.asarray(share * total)
 
     def _additive(
         self, theta: FloatArray, A: FloatArray, B: FloatArray
