@@ -359,15 +359,20 @@ def _proxies() -> str:
 
 def _proxy_speed() -> list[str]:
     speed = _result("proxy_speed")
-    ratios = {name: each["median"] for name, each in speed["ratios"].items()}
+    ratios = [timing["ratios"] for timing in speed["by_threads"].values()]
+    threads = " / ".join(speed["by_threads"])
+
+    def each(name: str) -> str:
+        return " / ".join(f"{found[name]['median']:.1f}" for found in ratios)
+
     worst = max(speed["largest_relative_difference"]["float64"].values())
     return [
         "Eight classic measures (grad_norm, snip, grasp, fisher, plain, jacov, synflow, l2_norm) "
-        f"of a network of NAS-Bench-201's size, batch {speed['batch']}: "
-        f"{ratios['eight: plain / session']:.1f} times as fast as passes of their own, the four "
-        f"from one gradient {ratios['four: plain / session']:.1f} times; all but grasp take "
-        f"{ratios['without grasp: session / forward and backward']:.1f} times one forward and "
-        f"backward pass. Largest relative difference to plain float64 code: {worst:.0e}. "
+        f"of a network of NAS-Bench-201's size, batch {speed['batch']}, on {threads} threads: "
+        f"{each('eight: plain / session')} times as fast as passes of their own, the four from "
+        f"one gradient {each('four: plain / session')} times; all but grasp take "
+        f"{each('without grasp: session / forward and backward')} times one forward and backward "
+        f"pass. Largest relative difference to plain float64 code: {worst:.0e}. "
         + _source("proxy_speed.py", "proxy_speed"),
     ]
 
