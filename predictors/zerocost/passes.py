@@ -252,10 +252,10 @@ def _graph_pass(passes: Passes) -> _GraphPass:
     with untouched(passes.model, seed=passes.seed), torch.enable_grad():
         graph = _graph(passes)
         forward = ForwardPass(graph.outputs.detach(), graph.records)
+        if "J" in passes.planned:  # first: the pass that needs most memory frees it as it goes
+            input_gradient = _input_gradient(graph)
         if passes.planned & {"L", "H"}:
             loss, curvatures = _backward_of_loss(graph, forward)
-        if "J" in passes.planned:
-            input_gradient = _input_gradient(graph)
     return _GraphPass(forward, loss, curvatures, input_gradient)
 
 
@@ -295,7 +295,7 @@ def _backward_of_loss(
         weights, gradients = _gradients(loss, graph)
     curvatures = None
     if graph.twice is not None:
-        curvatures = graph.twice.curvatures(gradients, retain_graph="J" in passes.planned)
+        curvatures = graph.twice.curvatures(gradients)
     detached = {name: each.detach() for name, each in gradients.items()}
     return LossPass(forward, float(loss.detach()), weights, detached), curvatures
 
@@ -318,7 +318,7 @@ def _gradients(loss: Tensor, graph: _Graph) -> tuple[dict[str, Tensor], dict[str
             list(trainable.values()),
             allow_unused=True,
             create_graph=graph.twice is not None,
-            retain_graph=graph.twice is not None or "J" in graph.passes.planned,
+            retain_graph=graph.twice is not None,
         )
     gradients = {
         name: each for name, each in zip(trainable, found, strict=False) if each is not None
@@ -338,7 +338,13 @@ def _input_gradient(graph: _Graph) -> Tensor:
     found: Tensor | None = None
     if graph.outputs.requires_grad:
         ones = torch.ones_like(graph.outputs)
-        (found,) = torch.autograd.grad(graph.outputs, graph.inputs, ones, allow_unused=True)
+        (found,) = torch.autograd.grad(
+            graph.outputs,
+            graph.inputs,
+            ones,
+            allow_unused=True,
+            retain_graph=bool(graph.passes.planned & {"L", "H"}),
+        )
     if found is None:
         raise ProxyError("the outputs do not depend on the inputs")
     if not bool(torch.isfinite(found).all()):

@@ -67,15 +67,14 @@ class TwiceDifferentiable(TorchFunctionMode):
             return _Relu.apply(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
-    def curvatures(
-        self, gradients: Mapping[str, Tensor], *, retain_graph: bool
-    ) -> dict[str, float]:
+    def curvatures(self, gradients: Mapping[str, Tensor]) -> dict[str, float]:
         """Returns w . (H v) of each weight, v being the values of the gradients.
+
+        The graph is freed on the way.
 
         Args:
             gradients: Gradients of weights, by name, from a backward pass with ``create_graph``
                 through the forward pass that ran while this was open.
-            retain_graph: Whether another backward pass follows.
 
         Raises:
             ProxyError: A function in the model cannot be differentiated twice.
@@ -87,7 +86,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             return totals
         weights = [(name, self._weights[name]) for name in gradients]
         targets = [*self._scales, *weights]
-        found = _second_gradients(bent, [each for _, each in targets], retain_graph)
+        found = _second_gradients(bent, [each for _, each in targets])
         for (name, target), product in zip(targets, found, strict=True):
             if product is not None and name in totals:
                 totals[name] += float((target.detach() * product).sum(dtype=torch.float64))
@@ -439,7 +438,7 @@ def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _second_gradients(
-    gradients: Sequence[Tensor], targets: Sequence[Tensor], retain_graph: bool
+    gradients: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Returns the gradients of half the squared norm of gradients."""
     with _refusal():
@@ -448,7 +447,6 @@ def _second_gradients(
             targets,
             [each.detach() for each in gradients],
             allow_unused=True,
-            retain_graph=retain_graph,
         )
 
 

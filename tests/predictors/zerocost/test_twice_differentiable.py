@@ -121,7 +121,7 @@ def curvatures(net, images, labels, *, mode):
     found = torch.autograd.grad(loss, list(trainable.values()), create_graph=True)
     gradients = dict(zip(trainable, found, strict=True))
     if mode:
-        return twice.curvatures(gradients, retain_graph=False)
+        return twice.curvatures(gradients)
     product = sum((each * each.detach()).sum() for each in found)
     second = torch.autograd.grad(product, list(trainable.values()), allow_unused=True)
     return {
