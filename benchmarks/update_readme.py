@@ -428,9 +428,14 @@ def _proxy_ranks() -> list[str]:
         f"({_gain(each['cells and proxies']['gain'])})"
         for size, each in ranks["columns"].items()
     ]
+    layouts = {
+        "placed by edge": "six statistics by place",
+        "packed to the front": "three statistics packed",
+    }
     layers = [
-        f"{each['ParZC, layers by place']['tau']:.3f} against "
-        f"{each['extra trees, layers by place']['tau']:.3f} at {size}"
+        f"{each[f'ParZC, {name}']['tau']:.3f} against {each[f'extra trees, {name}']['tau']:.3f} "
+        f"at {size} {label}"
+        for label, name in layouts.items()
         for size, each in ranks["layers"].items()
     ]
     return [
