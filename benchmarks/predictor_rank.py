@@ -14,13 +14,12 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
-from predictor_tasks import TASKS, Task, missing_files, read_task
+from predictor_tasks import TASKS, missing_files, read_task
 from recording import write_result
 from scipy import stats
 from threadpoolctl import threadpool_limits
@@ -106,7 +105,7 @@ def _rank(
     name: str, folder: Path, size: int, seed: int, predictor: str
 ) -> tuple[float, float, float]:
     """Returns tau, tau in the top quartile and seconds of the fit, on all other rows."""
-    task = _cached(name, folder)
+    task = read_task(name, folder)
     order = np.random.default_rng(seed).permutation(len(task.accuracy))
     train, test = order[:size], order[size:]
     began = time.perf_counter()
@@ -114,11 +113,6 @@ def _rank(
     seconds = time.perf_counter() - began
     predicted, truth = predict(task.X[test]), task.accuracy[test]
     return kendall_tau(truth, predicted), top_quartile_tau(truth, predicted), seconds
-
-
-@cache
-def _cached(name: str, folder: Path) -> Task:
-    return read_task(name, folder)
 
 
 Fit = Callable[[np.ndarray, np.ndarray, int], Callable[[np.ndarray], np.ndarray]]
@@ -244,7 +238,7 @@ def _coverage(
 
 
 def _covered(name: str, folder: Path, size: int, seed: int) -> tuple[float, float]:
-    task = _cached(name, folder)
+    task = read_task(name, folder)
     order = np.random.default_rng(seed).permutation(len(task.accuracy))
     train, test = order[:size], order[size:]
     intervals = ConformalPredictor(

@@ -6,6 +6,7 @@ Letters: n networks, d columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,7 @@ TASKS: dict[str, tuple[Callable[[Path], Task], tuple[str, ...]]] = {
 """How each task is read, and from which files."""
 
 
+@cache
 def read_task(name: str, folder: Path) -> Task:
     """Returns a task of :data:`TASKS` from the folder of public data."""
     return TASKS[name][0](folder)
