@@ -353,6 +353,36 @@ def _tables() -> str:
     )
 
 
+def _predictors() -> str:
+    result = _result("predictor_rank")
+    peers = list(next(iter(result["ranking"].values()))["50"])[1:]
+    rows = []
+    for task, sizes in result["ranking"].items():
+        for peer in peers:
+            taus = [f"{each[peer]['tau']:.3f}" for each in sizes.values()]
+            fit = f"{sizes['200'][peer]['fit_seconds']:.2f} s"
+            rows.append((f"{task}: {peer}", *taus, fit))
+    covered = "; ".join(
+        f"{name} {each['coverage']:.1%}"
+        for name, each in result["coverage_of_90_percent_intervals"].items()
+    )
+    speed = result["speed"]
+    return "\n".join(
+        [
+            "Kendall's tau of predictors on all networks of published tables but the 50, 100 or "
+            "200 that they learned from, means over 20 seeds (DyNAS-T: 5); the default is the "
+            "same everywhere. Its settings were found on other seeds of the same tables.",
+            "",
+            _table(("table: predictor", "50", "100", "200", "fit of 200"), rows),
+            "",
+            f"90 % intervals cover {covered}. The default fits 1,000 rows of 500 columns in "
+            f"{speed['default_fit_seconds_of_1000_rows_500_columns']:.1f} s and predicts "
+            f"{speed['default_rows_predicted_a_second']:,.0f} rows a second. "
+            + _source("predictor_rank.py --data DIR", "predictor_rank"),
+        ]
+    )
+
+
 def _proxies() -> str:
     return "\n".join([*_proxy_speed(), "", *_bit_settings(), "", *_proxy_ranks()])
 
@@ -469,6 +499,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "lut": _lut,
     "tables": _tables,
     "proxies": _proxies,
+    "predictors": _predictors,
 }
 """Every marked section of the README and what renders it."""
 
