@@ -11,7 +11,7 @@ from apqkit.types import FloatArray, IntArray, Layer, Progress, Space, Supernet
 from predictors import signed_log
 from predictors.zerocost import PROXIES, ProxySession
 
-__all__ = ["ProxyColumns"]
+__all__ = ["ProxyColumns", "pointed_up"]
 
 _BATCH = 64
 
@@ -72,3 +72,8 @@ class ProxyColumns:
 
     def _trainable(self, layers: Sequence[Layer]) -> nn.Module:
         return self._supernet.extract(layers).train()
+
+
+def pointed_up(names: Sequence[str], columns: FloatArray) -> FloatArray:
+    """Returns columns (n, p) of proxies with signs by which larger is better in each."""
+    return columns * [1.0 if PROXIES[name].direction == "up" else -1.0 for name in names]

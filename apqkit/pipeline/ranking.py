@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from apqkit.pipeline.context import RunContext
+from apqkit.pipeline.proxies import pointed_up
 from apqkit.pipeline.samples_stage import read_samples
 from apqkit.prediction import AccuracyModel, Rows, architecture_groups, fit_fp32, fit_mixed
 from apqkit.sampling import sample_picks
 from apqkit.types import FloatArray, IntArray
 from predictors import mean_rank
 from predictors.regressors import to_link
-from predictors.zerocost import PROXIES
 
 __all__ = [
     "Measured",
@@ -187,8 +187,7 @@ def reordered(predicted: FloatArray, proxies: Sequence[str], columns: FloatArray
         proxies: Names; each has one too, in the direction that it declares.
         columns: (n, p) their scores.
     """
-    signs = [1.0 if PROXIES[name].direction == "up" else -1.0 for name in proxies]
-    order = mean_rank(np.hstack([predicted[:, None], columns * signs]))
+    order = mean_rank(np.hstack([predicted[:, None], pointed_up(proxies, columns)]))
     dealt = np.empty(len(predicted))
     dealt[np.argsort(order, kind="stable")] = np.sort(predicted)
     return dealt

@@ -15,13 +15,14 @@ import torch
 from apqkit.cost.network import NetworkCost
 from apqkit.formats import format_code
 from apqkit.pipeline.context import RunContext
+from apqkit.pipeline.proxies import pointed_up
 from apqkit.run import write_json
 from apqkit.spaces.base import largest_picks, smallest_picks
 from apqkit.spaces.draws import draw_hierarchical
 from apqkit.training.evaluate import calibrated_subnet
 from apqkit.types import FloatArray, IntArray, LayerTable
 from predictors import mean_rank
-from predictors.zerocost import PROXIES, assemble
+from predictors.zerocost import assemble, output_divergence
 
 __all__ = ["SENSITIVITIES_FILE", "ProxyRanking", "write_sensitivities"]
 
@@ -46,13 +47,13 @@ def write_sensitivities(context: RunContext) -> None:
     found: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in _COLUMNS}
     total = len(rows) * sum(len(each) for each in formats.values())
     with context.progress.task("sensitivities", total) as advance:
-        reference = _log_probabilities(context, table)
+        reference = _outputs(context, table)
         for kind, column in _COLUMNS.items():
             for row in rows:  # every other row takes its format from one of these
                 changes = {}
                 for name in formats[kind]:
-                    changed = _log_probabilities(context, _with_one(table, column, row, name))
-                    changes[name] = _divergence(reference, changed)
+                    changed = _outputs(context, _with_one(table, column, row, name))
+                    changes[name] = output_divergence(reference, changed)
                     advance(1)
                 found[kind][table.names[row]] = changes
     write_json(context.run.path / "predictor" / SENSITIVITIES_FILE, found)
@@ -91,9 +92,8 @@ class ProxyRanking:
         columns = self._columns(picks)
         if not self.proxies:
             return mean_rank(columns, self._population_columns)
-        signs = [1.0 if PROXIES[name].direction == "up" else -1.0 for name in self.proxies]
-        scores = self.context.proxies.columns(picks, self.proxies)
-        return mean_rank(np.hstack([columns, scores * signs]))
+        scores = pointed_up(self.proxies, self.context.proxies.columns(picks, self.proxies))
+        return mean_rank(np.hstack([columns, scores]))
 
     def fp32_score(self, picks: IntArray) -> FloatArray:
         """(n,) mean rank of the architectures in fp32: by their multiplications."""
@@ -155,12 +155,10 @@ def _with_one(table: LayerTable, column: str, row: int, name: str) -> LayerTable
     return replace(table, **changed)
 
 
-def _log_probabilities(context: RunContext, table: LayerTable) -> torch.Tensor:
+def _outputs(context: RunContext, table: LayerTable) -> torch.Tensor:
+    """(images, classes) float64 outputs of a calibrated network on training images."""
     images = context.splits.calibration_images(_IMAGES).images()
     model = calibrated_subnet(context.supernet, table.layers(), images)  # type: ignore[arg-type]
     with torch.inference_mode():
-        return torch.log_softmax(model(images).double(), dim=1)
-
-
-def _divergence(before: torch.Tensor, after: torch.Tensor) -> float:
-    return float((before.exp() * (before - after)).sum(dim=1).mean())
+        outputs: torch.Tensor = model(images)
+    return outputs.double()

@@ -1,18 +1,13 @@
 """Extremely randomised trees."""
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesRegressor
 
-from predictors.regressors.base import LinkPredictor
+from predictors.regressors.forest import ForestPredictor
 
 __all__ = ["ExtraTreesPredictor"]
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
-
-class ExtraTreesPredictor(LinkPredictor):
+class ExtraTreesPredictor(ForestPredictor):
     """Extremely randomised trees.
 
     Args:
@@ -22,6 +17,8 @@ class ExtraTreesPredictor(LinkPredictor):
         random_state: Seed.
     """
 
+    forest = ExtraTreesRegressor
+
     def __init__(
         self,
         n_estimators: int = 100,
@@ -29,21 +26,4 @@ class ExtraTreesPredictor(LinkPredictor):
         max_features: float = 0.5,
         random_state: int = 0,
     ) -> None:
-        self.n_estimators = n_estimators
-        self.min_samples_leaf = min_samples_leaf
-        self.max_features = max_features
-        self.random_state = random_state
-
-    def _fit_link(self, X: FloatArray, z: FloatArray, groups: IntArray) -> None:
-        del groups
-        self.trees_ = ExtraTreesRegressor(
-            n_estimators=self.n_estimators,
-            min_samples_leaf=self.min_samples_leaf,
-            max_features=self.max_features,
-            random_state=self.random_state,
-        ).fit(X.astype(np.float32), z)
-
-    def _predict_link(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
-        X = X.astype(np.float32)
-        votes = np.stack([tree.tree_.predict(X)[:, 0] for tree in self.trees_.estimators_])
-        return votes.mean(axis=0), votes.std(axis=0)
+        super().__init__(n_estimators, min_samples_leaf, max_features, random_state)

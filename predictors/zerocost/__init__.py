@@ -21,7 +21,7 @@ from predictors.zerocost.evolution import (
 )
 from predictors.zerocost.hessian import HessianEffort
 from predictors.zerocost.layer_statistics import LayerStatistics
-from predictors.zerocost.output_changes import with_output_changes
+from predictors.zerocost.output_changes import output_divergence, with_output_changes
 from predictors.zerocost.passes import ForwardPass, LossPass, Need, Passes
 from predictors.zerocost.proxies import PROXIES
 from predictors.zerocost.proxy import Direction, Proxy, ProxyScore
@@ -54,6 +54,7 @@ __all__ = [
     "evolve",
     "inputs_of",
     "load_program",
+    "output_divergence",
     "score_subnets",
     "undefined_choices",
     "with_output_changes",

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from predictors.zerocost.arrays import FloatArray, fixed
 from predictors.zerocost.errors import ProxyError
 from predictors.zerocost.passes import Passes, named_weights, run_model
+from predictors.zerocost.second_derivatives import (
+    check_differentiable_twice,
+    refusing_single_derivatives,
+)
 from predictors.zerocost.untouched import untouched
 
 __all__ = ["HessianEffort", "HessianSpectrum", "hessian_spectrum"]
-
-_REFUSAL = "the Hessian cannot be computed for this model"
 
 
 @dataclass(frozen=True)
@@ -158,38 +159,16 @@ def _gradient_graph(passes: Passes, layers: Sequence[str]) -> Iterator[_Gradient
     chosen = [weights[layer] for layer in layers]
     labels = passes.labels
     assert labels is not None  # or there would be no layers that the loss depends on
-    with untouched(passes.model, seed=passes.seed), torch.enable_grad(), _second_derivatives():
+    with (
+        untouched(passes.model, seed=passes.seed),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),  # the other forms of attention have one derivative only
+        refusing_single_derivatives(),
+    ):
         loss = passes.loss(run_model(passes.model, passes.inputs), labels.clone())
         gradients = torch.autograd.grad(loss, chosen, create_graph=True)
-        _check_differentiable(gradients)
+        check_differentiable_twice(gradients)
         yield _GradientGraph(layers, chosen, gradients)
-
-
-def _check_differentiable(gradients: Sequence[Tensor]) -> None:
-    """Looks for what autograd would leave out in silence: functions marked once_differentiable."""
-    waiting = [each.grad_fn for each in gradients]
-    visited: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise ProxyError(f"{_REFUSAL}: a function in it can be differentiated only once")
-        visited.add(node)
-        waiting += [following for following, _ in node.next_functions]
-
-
-@contextmanager
-def _second_derivatives() -> Iterator[None]:
-    """Runs attention in the one form that can be differentiated twice; says what cannot."""
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise ProxyError(f"{_REFUSAL}: {reason}") from error
 
 
 def _trace_draws(

@@ -19,7 +19,7 @@ from predictors.zerocost.session import ProxySession
 from predictors.zerocost.untouched import untouched
 from predictors.zerocost.weight_errors import sqnr_db
 
-__all__ = ["with_output_changes"]
+__all__ = ["output_divergence", "with_output_changes"]
 
 
 def with_output_changes(
@@ -58,6 +58,17 @@ def with_output_changes(
     return replace(statistics, outputs=outputs)
 
 
+def output_divergence(before: Tensor, after: Tensor) -> float:
+    """Returns the mean over samples of KL(p || q) in nats, p and q the softmax over axis 1.
+
+    Args:
+        before: (b, classes, ...) float64 outputs that make p.
+        after: Of the same shape; they make q.
+    """
+    expected, found = (each.log_softmax(1) for each in (before, after))
+    return float((expected.exp() * (expected - found)).sum(1).mean())
+
+
 def _outputs(session: ProxySession, layer: str, quantize: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns float64 outputs with the weights of one layer quantized."""
     model = session.model
@@ -69,10 +80,8 @@ def _outputs(session: ProxySession, layer: str, quantize: Callable[[Tensor], Ten
 
 
 def _changes(before: Tensor, after: Tensor) -> tuple[float, float]:
-    expected, found = (each.log_softmax(1) for each in (before, after))
-    kl = float((expected.exp() * (expected - found)).sum(1).mean())
     noise = float((before - after).square().sum())
-    return kl, sqnr_db(float(before.square().sum()), noise)
+    return output_divergence(before, after), sqnr_db(float(before.square().sum()), noise)
 
 
 def _check_session(session: ProxySession, statistics: LayerStatistics) -> None:

@@ -11,21 +11,22 @@ Letters: b samples, C channels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from predictors.zerocost.errors import ProxyError
+from predictors.zerocost.second_derivatives import (
+    check_differentiable_twice,
+    refusing_single_derivatives,
+)
 
 __all__ = ["TwiceDifferentiable"]
 
-_REFUSAL = "the model cannot be differentiated twice"
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 
 
@@ -79,7 +80,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         Raises:
             ProxyError: A function in the model cannot be differentiated twice.
         """
-        _check_differentiable(gradients.values())
+        check_differentiable_twice(gradients.values())
         totals = dict.fromkeys(gradients, 0.0)
         bent = [each for each in gradients.values() if each.requires_grad]
         if not bent:  # the loss is linear in all weights
@@ -441,35 +442,10 @@ def _second_gradients(
     gradients: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Returns the gradients of half the squared norm of gradients."""
-    with _refusal():
+    with refusing_single_derivatives():
         return torch.autograd.grad(
             gradients,
             targets,
             [each.detach() for each in gradients],
             allow_unused=True,
         )
-
-
-@contextmanager
-def _refusal() -> Iterator[None]:
-    try:
-        yield
-    except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise ProxyError(f"{_REFUSAL}: {reason}") from error
-
-
-def _check_differentiable(gradients: Iterable[Tensor]) -> None:
-    """Looks for functions marked as differentiable only once: their part would be left out."""
-    waiting = [each.grad_fn for each in gradients]
-    visited: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise ProxyError(f"{_REFUSAL}: a function in it can be differentiated only once")
-        visited.add(node)
-        waiting += [following for following, _ in node.next_functions]

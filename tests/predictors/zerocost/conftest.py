@@ -189,3 +189,41 @@ def counted_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         return calls
 
     return watch
+
+
+@pytest.fixture
+def fisher_by_hand():
+    """The plain writing that the Fisher scores are compared with: {layer: a figure a channel}."""
+
+    def by_hand(net, batch):
+        """Loops over layers, calls, samples and channels, from outputs and their gradients."""
+        images, labels = batch
+        outputs = {}
+
+        def keep(module, inputs, output):
+            output.retain_grad()
+            outputs.setdefault(module, []).append(output)
+
+        hooks = [
+            module.register_forward_hook(keep)
+            for module in net.modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        F.cross_entropy(net(images.clone()), labels).backward()
+        for hook in hooks:
+            hook.remove()
+        net.zero_grad()
+        sums = {}
+        for module, calls in outputs.items():
+            per_channel = []
+            for k in range(calls[0].shape[1]):
+                squares = [
+                    float(sum((each[n, k].detach() * each.grad[n, k]).sum() for each in calls))
+                    ** 2
+                    for n in range(len(images))
+                ]
+                per_channel.append(0.5 * sum(squares) / len(images))
+            sums[module] = per_channel
+        return sums
+
+    return by_hand

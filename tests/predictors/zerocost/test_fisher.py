@@ -1,48 +1,16 @@
 import pytest
-import torch.nn.functional as F
 from torch import nn
 
 from predictors.zerocost import ProxyError, ProxySession
 
 
-def by_hand(net, batch):
-    """Loops over layers, calls, samples and channels, from outputs and their gradients."""
-    images, labels = batch
-    outputs = {}
-
-    def keep(module, inputs, output):
-        output.retain_grad()
-        outputs.setdefault(module, []).append(output)
-
-    hooks = [
-        module.register_forward_hook(keep)
-        for module in net.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    F.cross_entropy(net(images.clone()), labels).backward()
-    for hook in hooks:
-        hook.remove()
-    net.zero_grad()
-    sums = {}
-    for module, calls in outputs.items():
-        per_channel = []
-        for k in range(calls[0].shape[1]):
-            squares = [
-                float(sum((each[n, k].detach() * each.grad[n, k]).sum() for each in calls)) ** 2
-                for n in range(len(images))
-            ]
-            per_channel.append(0.5 * sum(squares) / len(images))
-        sums[module] = per_channel
-    return sums
-
-
 @pytest.mark.parametrize("name", ["conv_net", "mobile_net"])
-def test_equals_the_plain_formula(request, batch, name) -> None:
+def test_equals_the_plain_formula(request, batch, name, fisher_by_hand) -> None:
     net = request.getfixturevalue(name)
     names = {module: name for name, module in net.named_modules()}
     expected = {
         f"{names[module]}.weight": module.weight[0].numel() * sum(channels)
-        for module, channels in by_hand(net, batch).items()
+        for module, channels in fisher_by_hand(net, batch).items()
     }
 
     score = ProxySession(net, batch).compute(["fisher"])["fisher"]

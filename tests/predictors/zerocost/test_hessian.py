@@ -251,7 +251,7 @@ def test_says_that_a_function_can_be_differentiated_only_once(batch) -> None:
 
     model = Net(98, 3).double()
     assert error_of(lambda: spectrum(model, batch, HessianEffort())) == (
-        "the Hessian cannot be computed for this model: a function in it can be differentiated "
+        "the model cannot be differentiated twice: a function in it can be differentiated "
         "only once"
     )
 
@@ -261,7 +261,7 @@ def test_says_which_second_derivative_is_missing(conv_net, batch) -> None:
         return torch.cdist(outputs, F.one_hot(labels).double()).mean()
 
     assert error_of(lambda: spectrum(conv_net, batch, HessianEffort(), loss=loss)) == (
-        "the Hessian cannot be computed for this model: the derivative for '_cdist_backward' is "
+        "the model cannot be differentiated twice: the derivative for '_cdist_backward' is "
         "not implemented."
     )
 
